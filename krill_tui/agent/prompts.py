@@ -1,0 +1,74 @@
+"""The one place an acting prompt is rendered: sampling, SFT and RL all take their text from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from krill_tui.envs.base import StepResult
+from krill_tui.models.base import Message
+from krill_tui.skills.types import Skill
+from krill_tui.trajectory import Task
+
+PromptStyle = Literal["compact", "full"]
+
+_ROLES = {
+    "alfworld": "You are an agent in a household. Reach the goal by text commands, one at a time.",
+    "webshop": "You are an agent in a web shop. Find and buy what the instruction asks for, one action at a time.",
+}
+_RULES = (
+    "Reply with a short thought and exactly one action, in this form:\n"
+    "<think>why, quoting the [id] of a skill when you follow it</think><action>the command</action>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptOptions:
+    """What a prompt holds (DESIGN section 9); a setting of the policy."""
+
+    style: PromptStyle = "full"
+    """`compact` leaves out role and rules: for krill-tiny, which was trained on nothing else."""
+    list_admissible: bool = True
+    """Show the admissible actions after each observation."""
+
+
+def skill_line(skill: Skill, style: PromptStyle) -> str:
+    """One skill as it stands in the prompt, its id always in brackets."""
+    if style == "compact":
+        return f"{skill.principle} [{skill.id}]"
+    when = f" (Apply when: {skill.when_to_apply})" if skill.when_to_apply else ""
+    return f"- [{skill.id}] {skill.name}: {skill.principle}{when}"
+
+
+def render_system(env: str, skills: Sequence[Skill], options: PromptOptions) -> str:
+    """System message: role, skills with their ids, rules."""
+    lines = [skill_line(skill, options.style) for skill in skills]
+    if options.style == "compact":
+        return "\n".join(lines)
+    parts = [_ROLES[env]]
+    if lines:
+        parts.append("Skills learned from earlier episodes:\n" + "\n".join(lines))
+    parts.append(_RULES)
+    return "\n\n".join(parts)
+
+
+def render_turn(result: StepResult, task: Task, options: PromptOptions, *, first: bool) -> str:
+    """User message: the observation, the task again (turns after the first), the admissible actions."""
+    parts = [result.observation.strip()]
+    if options.style == "compact":
+        if not first and task.description:
+            parts.append(f"Task: {task.description}")
+    if options.list_admissible and result.admissible:
+        parts.append("Admissible actions:\n" + "\n".join(result.admissible))
+    return "\n".join(parts)
+
+
+def first_messages(
+    env: str, skills: Sequence[Skill], result: StepResult, task: Task, options: PromptOptions
+) -> list[Message]:
+    """The conversation before the policy's first reply."""
+    return [
+        {"role": "system", "content": render_system(env, skills, options)},
+        {"role": "user", "content": render_turn(result, task, options, first=True)},
+    ]

@@ -1,0 +1,80 @@
+"""What every environment offers, and how its games are found.
+
+An environment is single-use: one object plays one episode. A source lists tasks and opens them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from krill_tui.trajectory import Task
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What the environment says after reset (`action is None`) or one action."""
+
+    observation: str
+    admissible: tuple[str, ...] = ()
+    """Sorted; empty where the environment does not list its actions."""
+    reward: float = 0.0
+    """Reward of this step alone."""
+    done: bool = False
+    won: bool = False
+    info: dict[str, object] = field(default_factory=dict)
+
+
+class Environment(Protocol):
+    """One episode of one task."""
+
+    task: Task
+    """Description and category are filled in once `reset` returned."""
+
+    async def reset(self) -> StepResult: ...
+
+    async def step(self, action: str) -> StepResult:
+        """Play one action; after the end it repeats the last result.
+
+        Raises:
+            EnvironmentFailure: the environment broke; the episode ends as `error`.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Expert(Protocol):
+    """Plays from observations alone and says why, in a few words."""
+
+    def act(self, result: StepResult) -> tuple[str, str]:
+        """Return (thought, action) for the newest observation; called once per step, in order."""
+        ...
+
+
+class TaskSource(Protocol):
+    """A set of games of one environment and backend."""
+
+    env: str
+    backend: str
+
+    def splits(self) -> dict[str, int]:
+        """Name of each split and how many games it holds (-1: unbounded)."""
+        ...
+
+    def tasks(self, split: str, count: int, *, seed: int = 0) -> Sequence[Task]:
+        """The first `count` tasks of the split in an order fixed by `seed`.
+
+        Raises:
+            UsageError: unknown split; the message names the known ones.
+        """
+        ...
+
+    def open(self, task: Task) -> Environment: ...
+
+    def expert(self, task: Task) -> Expert: ...
+
+    def content_hash(self) -> str:
+        """Identifies the games played: in every result file."""
+        ...

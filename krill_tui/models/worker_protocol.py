@@ -1,0 +1,189 @@
+"""Messages between the engine and the model worker: one JSON object a line, each way.
+
+The worker owns torch. It is a child process that reads requests from its standard input and answers on its
+standard output, one reply per request and in order, plus `Progress` lines in between. DESIGN section 8.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from krill_tui.trajectory import EpisodeTokens, Record
+
+
+class ChatMessage(Record):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class LoadRequest(Record):
+    """Load the base model and put a fresh LoRA adapter on it (or the one in `checkpoint`)."""
+
+    kind: Literal["load"] = "load"
+    model: str
+    """Folder or Hugging Face name."""
+    checkpoint: str | None = None
+    """Folder written by `save`; also restores optimizer, RNG state and reference adapter."""
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    threads: int = 0
+    """CPU threads; 0 lets the worker choose."""
+    seed: int = 0
+    max_context: int = 2048
+
+
+class SampleItem(Record):
+    episode: str
+    messages: tuple[ChatMessage, ...]
+    """Only what is new since the worker's last reply of this episode (the whole, the first time)."""
+    admissible: tuple[str, ...] = ()
+    constrained: bool = False
+    temperature: float = 1.0
+    max_tokens: int = 64
+    seed: int = 0
+
+
+class SampleRequest(Record):
+    kind: Literal["sample"] = "sample"
+    items: tuple[SampleItem, ...]
+
+
+class FinishRequest(Record):
+    """Drop the KV caches of these episodes."""
+
+    kind: Literal["finish"] = "finish"
+    episodes: tuple[str, ...]
+
+
+class SftExample(Record):
+    """One demonstration: loss on the assistant's tokens only."""
+
+    messages: tuple[ChatMessage, ...]
+
+
+class SftStepRequest(Record):
+    """One optimizer step of supervised fine-tuning over these demonstrations."""
+
+    kind: Literal["sft_step"] = "sft_step"
+    examples: tuple[SftExample, ...]
+    learning_rate: float
+    max_grad_norm: float = 1.0
+    update: bool = True
+    """False: only measure the loss."""
+
+
+class GrpoEpisode(Record):
+    tokens: EpisodeTokens
+    advantage: float
+
+
+class GrpoStepRequest(Record):
+    """One optimizer step of GRPO (the paper's Eq. 9); the reference is the frozen SFT adapter."""
+
+    kind: Literal["grpo_step"] = "grpo_step"
+    episodes: tuple[GrpoEpisode, ...]
+    learning_rate: float
+    clip_epsilon: float = 0.2
+    epsilon_high: float | None = None
+    kl_coeff: float = 0.01
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    """The temperature the episodes were sampled at; log-probabilities are taken at it."""
+
+
+class FreezeReferenceRequest(Record):
+    """Copy the policy adapter into the frozen reference; a fresh optimizer for RL."""
+
+    kind: Literal["freeze_reference"] = "freeze_reference"
+
+
+class SaveRequest(Record):
+    """Write adapter (safetensors), reference, optimizer, RNG state; the manifest last."""
+
+    kind: Literal["save"] = "save"
+    directory: str
+
+
+class CloseRequest(Record):
+    kind: Literal["close"] = "close"
+
+
+WorkerRequest = Annotated[
+    LoadRequest
+    | SampleRequest
+    | FinishRequest
+    | SftStepRequest
+    | GrpoStepRequest
+    | FreezeReferenceRequest
+    | SaveRequest
+    | CloseRequest,
+    Field(discriminator="kind"),
+]
+
+
+class LoadedReply(Record):
+    kind: Literal["loaded"] = "loaded"
+    parameters: int
+    trainable: int
+    context: int
+    device: str
+    version: int = 0
+    """Number of optimizer steps the loaded adapter has behind it."""
+
+
+class SampleOutput(Record):
+    episode: str
+    text: str
+    context_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    allowed: tuple[tuple[int, ...], ...] = ()
+    finish: Literal["stop", "length", "context"] = "stop"
+
+
+class SampledReply(Record):
+    kind: Literal["sampled"] = "sampled"
+    outputs: tuple[SampleOutput, ...]
+    version: int
+    seconds: float = 0.0
+
+
+class MetricsReply(Record):
+    """Of a training step, under TRL's names where TRL has one (loss, kl, clip_ratio/low_mean, entropy, grad_norm ...)."""
+
+    kind: Literal["metrics"] = "metrics"
+    version: int
+    values: dict[str, float]
+
+
+class ProgressReply(Record):
+    """Between a training request and its reply, so that a long step shows life; not the reply itself."""
+
+    kind: Literal["progress"] = "progress"
+    done: int
+    total: int
+
+
+class OkReply(Record):
+    kind: Literal["ok"] = "ok"
+
+
+class ErrorReply(Record):
+    kind: Literal["error"] = "error"
+    message: str
+    """One line."""
+    detail: str = ""
+    """The worker's traceback, for the log file only."""
+
+
+WorkerReply = Annotated[
+    LoadedReply | SampledReply | MetricsReply | ProgressReply | OkReply | ErrorReply, Field(discriminator="kind")
+]
+
+request_adapter: TypeAdapter[WorkerRequest] = TypeAdapter(WorkerRequest)
+reply_adapter: TypeAdapter[WorkerReply] = TypeAdapter(WorkerReply)
