@@ -8,7 +8,7 @@ from typing import Literal
 
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
-from krill_tui.skills.types import Skill
+from krill_tui.skill import Skill
 from krill_tui.trajectory import Task
 
 PromptStyle = Literal["compact", "full"]

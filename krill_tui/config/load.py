@@ -1,0 +1,137 @@
+"""From preset, file, flags and environment to one checked `KrillConfig`."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ValidationError
+
+from krill_tui.config.presets import PRESETS
+from krill_tui.config.schema import KrillConfig
+from krill_tui.errors import ConfigError
+
+API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    preset: str | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> KrillConfig:
+    """Preset < file < overrides; `OPENAI_API_KEY` fills the keys left empty.
+
+    Without a file the embedded preset (`tiny`) is the default; a file starts from the paper's defaults
+    unless it, or the caller, names another preset.
+
+    Raises:
+        ConfigError: unreadable, not JSON, unknown field, wrong type or out of range; one line.
+    """
+    environ = os.environ if environ is None else environ
+    data = _read(path) if path is not None else {}
+    file_preset = data.get("preset")
+    name = preset or (file_preset if isinstance(file_preset, str) else None) or ("paper" if path else "tiny")
+    if name not in PRESETS:
+        known = ", ".join(sorted(PRESETS))
+        raise ConfigError(f"{_where(path)}preset: unknown preset '{name}'", hint=f"known: {known}")
+    merged = merge(merge(PRESETS[name], data), overrides or {})
+    merged["preset"] = name
+    try:
+        config = KrillConfig.model_validate_json(json.dumps(merged))
+    except ValidationError as error:
+        raise ConfigError(_where(path) + explain(error)) from None
+    key = environ.get("OPENAI_API_KEY", "")
+    filled = {field: getattr(config.model, field) or key for field in API_KEY_FIELDS}
+    return config.model_copy(update={"model": config.model.model_copy(update=filled)})
+
+
+def public_dict(config: KrillConfig) -> dict[str, Any]:
+    """The config as it is written into a run: every field, the keys left out."""
+    data = config.model_dump(mode="json")
+    for field in API_KEY_FIELDS:
+        del data["model"][field]
+    return data
+
+
+def merge(base: Mapping[str, object], top: Mapping[str, object]) -> dict[str, object]:
+    """`top` over `base`, section by section."""
+    result: dict[str, object] = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        if isinstance(below, Mapping) and isinstance(value, Mapping):
+            value = merge(cast("Mapping[str, object]", below), cast("Mapping[str, object]", value))
+        result[key] = value
+    return result
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a validation in one line that names the field and, if unknown, the nearest one."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    field = ".".join(location) or "the file"
+    if first["type"] == "extra_forbidden":
+        near = _nearest(location)
+        hint = f"; did you mean '{near}'?" if near else ""
+        return f"unknown field '{field}'{hint}"
+    if first["type"] == "model_type":
+        return f"{field}: should be a group of fields (an object), not {_shown(first['input'])}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{field}: {message}, not {_shown(first['input'])}"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(location: list[str]) -> str | None:
+    """The known field most like the last part of `location`: in its own section first, else anywhere."""
+    section: type[BaseModel] = KrillConfig
+    for part in location[:-1]:
+        annotation = section.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return None
+        section = annotation
+    prefix = ".".join(location[:-1])
+    own = difflib.get_close_matches(location[-1], list(section.model_fields), n=1)
+    if own:
+        return f"{prefix}.{own[0]}" if prefix else own[0]
+    anywhere = {name: f"{group}.{name}" for group, name in _all_fields()}
+    far = difflib.get_close_matches(location[-1], list(anywhere), n=1)
+    return anywhere[far[0]] if far else None
+
+
+def _all_fields() -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for group, info in KrillConfig.model_fields.items():
+        annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            found.extend((group, name) for name in annotation.model_fields)
+    return found
+
+
+def _where(path: Path | None) -> str:
+    return f"{path}: " if path is not None else ""
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not a text file") from None
+    try:
+        data = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError(f"{path}: is not JSON{where}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: should hold one JSON object")
+    return data

@@ -1,0 +1,29 @@
+"""Named sets of defaults. A config file, flags and the environment go on top of one."""
+
+from __future__ import annotations
+
+PRESETS: dict[str, dict[str, object]] = {
+    "paper": {},
+    # The embedded default: no network, no key, no download, minutes on two CPU cores.
+    "tiny": {
+        "env": {"backend": "builtin", "world_size": "small", "max_steps": 25},
+        "policy": {
+            "kind": "local",
+            "constrained": True,
+            "prompt_style": "compact",
+            "list_admissible": False,
+        },
+        "teacher": {"kind": "builtin"},
+        "collect": {"episodes": 64},
+        "sft": {"learning_rate": 2e-3, "batch_size": 16, "epochs": 2, "num_examples": 256},
+        "rl": {
+            "learning_rate": 5e-4,
+            "training_epochs": 12,
+            "invalid_action_penalty": 0.02,
+            "max_prompt_length": 1900,
+            "max_response_length": 48,
+        },
+        "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 8},
+        "evolution": {"validation_interval": 4, "evolution_threshold": 0.7, "episodes": 48},
+    },
+}

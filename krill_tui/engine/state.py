@@ -1,0 +1,325 @@
+"""What a run looks like right now: a pure reducer of events, the same for the app, `watch` and `replay`.
+
+Bounded: it keeps the steps of live episodes and of the last `KEEP_FINISHED` finished ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from krill_tui.events import schema as ev
+from krill_tui.skill import Skill
+from krill_tui.trajectory import Step, StopReason
+
+KEEP_FINISHED = 400
+KEEP_LOG = 2000
+
+
+@dataclass(slots=True)
+class EpisodeView:
+    """One episode as a screen shows it."""
+
+    id: str
+    number: int
+    purpose: ev.Purpose
+    task_id: str
+    task: str
+    category: str
+    split: str
+    policy: str
+    skills: tuple[str, ...]
+    system: str
+    max_steps: int
+    group: str = ""
+    steps: list[Step] = field(default_factory=list)
+    finished: ev.EpisodeFinished | None = None
+    started: float = 0.0
+
+    @property
+    def success(self) -> bool | None:
+        """None while it is being played."""
+        return self.finished.success if self.finished else None
+
+
+@dataclass(slots=True)
+class PhaseView:
+    phase: ev.Phase
+    title: str
+    unit: str
+    done: int
+    total: int
+    started: float
+    """Unix seconds."""
+    first: int
+    """Where `done` stood when it started: what was finished before counts for no speed."""
+    now: float
+    detail: str = ""
+    finished: bool = False
+    seconds: float = 0.0
+    summary: str = ""
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By the speed so far; None before anything was done."""
+        made = self.done - self.first
+        if made <= 0 or self.finished:
+            return None
+        return max(0.0, (self.total - self.done) * (self.now - self.started) / made)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of the evolution log or of the notes."""
+
+    time: float
+    kind: str
+    """`evolved`, `added`, `changed`, `refused`, `validated`, `note`, `warning`, `error`."""
+    text: str
+    event: ev.Event
+
+
+@dataclass
+class RunState:
+    """Everything a screen needs of one run."""
+
+    run: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    seq: int = 0
+    time: float = 0.0
+    outcome: str = ""
+    """Empty while it runs: `completed`, `cancelled`, `failed`."""
+    message: str = ""
+    paused: bool = False
+    phase: PhaseView | None = None
+    """The newest phase, running or finished."""
+    phases: list[PhaseView] = field(default_factory=list)
+    live: dict[str, EpisodeView] = field(default_factory=dict)
+    finished: deque[EpisodeView] = field(default_factory=lambda: deque(maxlen=KEEP_FINISHED))
+    """Newest last."""
+    episodes_done: int = 0
+    wins: int = 0
+    skills: dict[str, Skill] = field(default_factory=dict)
+    bank_version: int = 0
+    curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Metric -> (step, value); SFT's under `sft/…`, validation under `validation/…`, evaluation under `evaluation/…`."""
+    log: deque[LogLine] = field(default_factory=lambda: deque(maxlen=KEEP_LOG))
+    evaluations: dict[str, ev.Evaluated] = field(default_factory=dict)
+    """By stage: `base`, `sft`, `rl`, `eval`."""
+    validations: list[ev.Validated] = field(default_factory=list)
+    worker: ev.WorkerStarted | None = None
+
+    def apply(self, event: ev.Event) -> None:
+        """Take one event in."""
+        self.seq = event.seq
+        self.time = event.time
+        if self.phase and not self.phase.finished:
+            self.phase.now = event.time
+        handler = _HANDLERS.get(event.kind)
+        if handler:
+            handler(self, event)
+
+    def episode(self, id_: str) -> EpisodeView | None:
+        """A live episode, or a finished one that is still kept."""
+        if id_ in self.live:
+            return self.live[id_]
+        return next((view for view in reversed(self.finished) if view.id == id_), None)
+
+    def add_point(self, metric: str, step: float, value: float) -> None:
+        self.curves.setdefault(metric, []).append((step, value))
+
+    def add_log(self, kind: str, text: str, event: ev.Event) -> None:
+        self.log.append(LogLine(event.time, kind, text, event))
+
+
+def _run_started(state: RunState, event: ev.RunStarted) -> None:
+    state.run, state.config = event.run, event.config
+    state.outcome = state.message = ""
+    state.paused = False
+    state.live.clear()  # what was in flight when the run broke off is played again
+
+
+def _run_finished(state: RunState, event: ev.RunFinished) -> None:
+    state.outcome, state.message = event.outcome, event.message
+    state.live.clear()
+    if event.outcome != "completed":
+        state.add_log("error" if event.outcome == "failed" else "note", f"run {event.outcome}: {event.message}", event)
+
+
+def _phase_started(state: RunState, event: ev.PhaseStarted) -> None:
+    state.phase = PhaseView(
+        phase=event.phase,
+        title=event.title,
+        unit=event.unit,
+        done=event.done,
+        total=event.total,
+        started=event.time,
+        first=event.done,
+        now=event.time,
+    )
+    state.phases.append(state.phase)
+    state.outcome = ""
+
+
+def _phase_progressed(state: RunState, event: ev.PhaseProgressed) -> None:
+    if state.phase and state.phase.phase == event.phase:
+        state.phase.done, state.phase.total, state.phase.detail = event.done, event.total, event.detail
+
+
+def _phase_finished(state: RunState, event: ev.PhaseFinished) -> None:
+    if state.phase and state.phase.phase == event.phase:
+        state.phase.done = state.phase.total
+        state.phase.finished = True
+        state.phase.seconds, state.phase.summary = event.seconds, event.summary
+    state.add_log("note", event.summary, event)
+
+
+def _episode_started(state: RunState, event: ev.EpisodeStarted) -> None:
+    state.live[event.episode] = EpisodeView(
+        id=event.episode,
+        number=event.number,
+        purpose=event.purpose,
+        task_id=event.task_id,
+        task=event.task,
+        category=event.category,
+        split=event.split,
+        policy=event.policy,
+        skills=event.skills,
+        system=event.system,
+        max_steps=event.max_steps,
+        group=event.group,
+        started=event.time,
+    )
+
+
+def _episode_stepped(state: RunState, event: ev.EpisodeStepped) -> None:
+    view = state.live.get(event.episode)
+    if view:
+        view.steps.append(event.step)
+
+
+def _episode_finished(state: RunState, event: ev.EpisodeFinished) -> None:
+    view = state.live.pop(event.episode, None)
+    state.episodes_done += 1
+    state.wins += event.success
+    if view:
+        view.finished = event
+        state.finished.append(view)
+    if event.stop_reason is StopReason.ERROR:
+        state.add_log("error", f"episode {event.episode} ended by an error: {event.error}", event)
+
+
+def _skill_added(state: RunState, event: ev.SkillAdded) -> None:
+    state.skills[event.skill.id] = event.skill
+    state.bank_version = event.bank_version
+    state.add_log("added", f"+ {event.skill.id} {event.skill.name}", event)
+
+
+def _skill_changed(state: RunState, event: ev.SkillChanged) -> None:
+    state.skills[event.skill.id] = event.skill
+    state.bank_version = event.bank_version
+    state.add_log("changed", f"~ {event.skill.id} {event.skill.name}: {event.change} by {event.author}", event)
+
+
+def _skill_removed(state: RunState, event: ev.SkillRemoved) -> None:
+    state.skills.pop(event.skill_id, None)
+    state.bank_version = event.bank_version
+    state.add_log("changed", f"- {event.skill_id}: addition undone by {event.author}", event)
+
+
+def _skill_refused(state: RunState, event: ev.SkillRefused) -> None:
+    state.add_log("refused", f"refused “{event.proposal.name}”: {event.reason}", event)
+
+
+def _teacher_called(state: RunState, event: ev.TeacherCalled) -> None:
+    if event.error:
+        state.add_log("warning", f"teacher call failed after {event.attempts} attempts: {event.error}", event)
+
+
+def _sft_stepped(state: RunState, event: ev.SftStepped) -> None:
+    for name, value in event.metrics.items():
+        state.add_point(f"sft/{name}", event.step, value)
+
+
+def _grpo_stepped(state: RunState, event: ev.GrpoStepped) -> None:
+    for name, value in event.metrics.items():
+        state.add_point(name, event.step, value)
+
+
+def _validated(state: RunState, event: ev.Validated) -> None:
+    state.validations.append(event)
+    state.add_point("validation/success", event.step, event.overall.rate)
+    for category, rate in event.categories.items():
+        state.add_point(f"validation/{category}", event.step, rate.rate)
+    state.add_log("validated", f"step {event.step}: {_percent(event.overall)} on the evolve split", event)
+
+
+def _evaluated(state: RunState, event: ev.Evaluated) -> None:
+    state.evaluations[event.stage] = event
+    state.add_log("validated", f"{event.stage}: {_percent(event.overall)} on {event.split}", event)
+
+
+def _evolved(state: RunState, event: ev.Evolved) -> None:
+    if event.accepted:
+        text = f"cycle {event.cycle}: {', '.join(event.failing)} → +{len(event.accepted)} skills"
+    else:
+        text = f"cycle {event.cycle}: nothing added: {event.reason}"
+    state.add_log("evolved", text, event)
+
+
+def _control_changed(state: RunState, event: ev.ControlChanged) -> None:
+    if event.action in ("paused", "resumed"):
+        state.paused = event.action == "paused"
+
+
+def _worker_started(state: RunState, event: ev.WorkerStarted) -> None:
+    state.worker = event
+
+
+def _worker_died(state: RunState, event: ev.WorkerDied) -> None:
+    state.add_log("error", f"model worker died: {event.message}", event)
+
+
+def _checkpoint_saved(state: RunState, event: ev.CheckpointSaved) -> None:
+    state.add_log("note", f"checkpoint {event.path}", event)
+
+
+def _noted(state: RunState, event: ev.Noted) -> None:
+    state.add_log("note" if event.level == "info" else event.level, event.message, event)
+
+
+def _percent(rate: ev.Rate) -> str:
+    return f"{rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] of {rate.episodes}"
+
+
+_HANDLERS: dict[str, Callable[[RunState, Any], None]] = {
+    "run_started": _run_started,
+    "run_finished": _run_finished,
+    "phase_started": _phase_started,
+    "phase_progressed": _phase_progressed,
+    "phase_finished": _phase_finished,
+    "episode_started": _episode_started,
+    "episode_stepped": _episode_stepped,
+    "episode_finished": _episode_finished,
+    "teacher_called": _teacher_called,
+    "skill_added": _skill_added,
+    "skill_changed": _skill_changed,
+    "skill_removed": _skill_removed,
+    "skill_refused": _skill_refused,
+    "sft_stepped": _sft_stepped,
+    "grpo_stepped": _grpo_stepped,
+    "validated": _validated,
+    "evaluated": _evaluated,
+    "evolved": _evolved,
+    "control_changed": _control_changed,
+    "worker_started": _worker_started,
+    "worker_died": _worker_died,
+    "checkpoint_saved": _checkpoint_saved,
+    "noted": _noted,
+}

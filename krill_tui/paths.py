@@ -1,0 +1,24 @@
+"""Where things live: runs, the user's settings, the files shipped with Krill."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def runs_dir() -> Path:
+    """`$KRILL_RUNS`, else `runs/` below the working directory."""
+    return Path(os.environ.get("KRILL_RUNS") or "runs")
+
+
+def user_config_file() -> Path:
+    """The user's own settings of the app (theme, keys), not of a run."""
+    return platformdirs.user_config_path("krill") / "settings.json"
+
+
+def asset(name: str) -> Path:
+    """A file or folder of `assets/`: inside an installed package, else beside it in the checkout."""
+    packaged = Path(__file__).parent / "assets" / name
+    return packaged if packaged.exists() else Path(__file__).parent.parent / "assets" / name
