@@ -115,6 +115,12 @@ class Trajectory(Record):
     tokens: TokenCounts = Field(default_factory=TokenCounts)
     group: str = ""
     """Episodes of one GRPO group share this id."""
+    purpose: str = ""
+    """What it was played for: `collect`, `demonstrate`, `rl`, `validate`, `evaluate`; empty when imported."""
+    number: int = 0
+    """Counts the episodes of a run, for people."""
+    system: str = ""
+    """The system message exactly as it was sent."""
 
     @property
     def invalid_actions(self) -> int:

@@ -39,6 +39,8 @@ class PolicyConfig(Settings):
     """Who plays: a local model that can be trained, an endpoint, or a program."""
     model: str = ""
     """Local model: folder or Hugging Face name; empty: the embedded krill-tiny."""
+    adapter: str = ""
+    """Checkpoint folder whose LoRA adapter a run starts from; empty: a fresh one."""
     temperature: float = Field(1.0, ge=0.0, le=5.0)
     """Of sampling in collection and RL; evaluation has its own."""
     eval_temperature: float = Field(0.0, ge=0.0, le=5.0)

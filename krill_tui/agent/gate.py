@@ -1,0 +1,49 @@
+"""Pause, resume and single-step: every turn of every episode passes here before the policy is asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Gate:
+    """Open unless paused. While paused, `step` lets the turn that has waited longest through."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def paused(self) -> bool:
+        return not self._open.is_set()
+
+    def pause(self) -> None:
+        self._open.clear()
+
+    def resume(self) -> None:
+        self._open.set()
+        while self._waiting:
+            self._release(self._waiting.popleft())
+
+    def step(self) -> bool:
+        """Let one waiting turn through; False when none waits."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                self._release(future)
+                return True
+        return False
+
+    async def wait(self) -> None:
+        """Return at once while open, else when released."""
+        if self._open.is_set():
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    @staticmethod
+    def _release(future: asyncio.Future[None]) -> None:
+        if not future.done():
+            future.set_result(None)

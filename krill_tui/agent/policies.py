@@ -1,0 +1,82 @@
+"""Policies that are programs: the environment's expert, and chance."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from krill_tui.agent.actions import format_reply
+from krill_tui.envs.base import Expert, StepResult
+from krill_tui.models.base import ActReply, ActRequest
+from krill_tui.skill import Skill
+
+_LOCATION = re.compile(r"([a-z]+): ([a-z]+(?:, [a-z]+)*)")
+
+
+def location_hints(skills: Sequence[Skill]) -> dict[str, tuple[tuple[str, ...], Skill]]:
+    """Object type -> (receptacle types, the skill) for skills of the form `mug: cabinet`; the first one counts."""
+    hints: dict[str, tuple[tuple[str, ...], Skill]] = {}
+    for skill in skills:
+        match = _LOCATION.fullmatch(skill.principle.strip())
+        if match:
+            hints.setdefault(match.group(1), (tuple(match.group(2).split(", ")), skill))
+    return hints
+
+
+class RandomPolicy:
+    """Any admissible action, by the episode's seed."""
+
+    name = "random"
+
+    def __init__(self) -> None:
+        self._rngs: dict[str, random.Random] = {}
+
+    async def act(self, request: ActRequest) -> ActReply:
+        rng = self._rngs.setdefault(request.episode, random.Random(request.seed))
+        action = rng.choice(list(request.admissible)) if request.admissible else "look"
+        return ActReply(text=format_reply("", action))
+
+    async def start(self, episode: str) -> None:
+        self._rngs.pop(episode, None)
+
+    async def finish(self, episode: str) -> None:
+        self._rngs.pop(episode, None)
+
+    async def close(self) -> None:
+        self._rngs.clear()
+
+
+class ExpertPolicy:
+    """Plays by the environment's own planner, from observations alone.
+
+    `make` opens the expert of one episode. For demonstrations it is given the skills of the prompt as hints, and
+    the thought quotes the skill, with its id, wherever the action follows one.
+    """
+
+    name = "expert"
+
+    def __init__(self, make: Callable[[str], Expert], quotes: Callable[[str], Mapping[str, Skill]] | None = None):
+        self._make = make
+        self._quotes = quotes
+        self._experts: dict[str, Expert] = {}
+
+    async def act(self, request: ActRequest) -> ActReply:
+        expert = self._experts[request.episode]
+        seen = StepResult(request.observation, admissible=tuple(request.admissible))
+        thought, action = expert.act(seen)
+        hinted = getattr(expert, "last_hint", None)
+        if self._quotes and hinted:
+            skill = self._quotes(request.episode).get(hinted)
+            if skill:
+                thought = f"{skill.principle} [{skill.id}]"
+        return ActReply(text=format_reply(thought, action))
+
+    async def start(self, episode: str) -> None:
+        self._experts[episode] = self._make(episode)
+
+    async def finish(self, episode: str) -> None:
+        self._experts.pop(episode, None)
+
+    async def close(self) -> None:
+        self._experts.clear()
