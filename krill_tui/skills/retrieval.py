@@ -1,0 +1,179 @@
+"""Which skills stand in a prompt: S_ret = TopK({s in S_k : sim(e_d, e_s) > delta}, K)."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from krill_tui.models.base import Embedder
+from krill_tui.skill import GENERAL, Skill
+from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.text import skill_text
+
+RetrievalMode = Literal["embedding", "template"]
+
+_TASKS_KEPT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalOptions:
+    """The paper's values."""
+
+    mode: RetrievalMode = "embedding"
+    """`template`: all skills of the task's category, in bank order, without a similarity threshold."""
+    top_k: int = 6
+    threshold: float = 0.4
+    """Task-specific skills enter only above this cosine (mode `embedding`)."""
+    general_top_k: int = 12
+    token_budget: int | None = None
+    """Tokens all skills of a prompt may take together; None is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A skill that was considered and is not in the prompt."""
+
+    id: str
+    reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The skills of one prompt."""
+
+    skills: tuple[Skill, ...] = ()
+    """General ones first, best first; then the task-specific ones."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Cosine with the task, by skill id, of all skills considered."""
+    left_out: tuple[LeftOut, ...] = ()
+    tokens: int = 0
+    bank_version: int = 0
+
+
+def estimate_tokens(skill: Skill) -> int:
+    """Tokens of a skill in a prompt where no tokenizer is at hand: a quarter of its characters."""
+    return (len(skill.id) + len(skill_text(skill))) // 4 + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """Active skills of one bank version."""
+
+    version: int
+    skills: tuple[Skill, ...]
+    texts: tuple[str, ...]
+    matrix: np.ndarray
+    """[skills, dim], sorted by tier so that each tier is one block of rows."""
+    rows: dict[str, slice]
+
+
+class Retriever:
+    """Selects skills from one bank, embedding each text once."""
+
+    def __init__(
+        self,
+        bank: SkillBank,
+        embedder: Embedder,
+        options: RetrievalOptions | None = None,
+        count_tokens: Callable[[Skill], int] = estimate_tokens,
+    ) -> None:
+        self._bank = bank
+        self._embedder = embedder
+        self._options = options or RetrievalOptions()
+        self._count_tokens = count_tokens
+        self._index: _Index | None = None
+        self._tasks: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    async def select(self, task: str, category: str) -> Selection:
+        """Skills for a task description and its category (empty: general skills only)."""
+        index = await self._current_index()
+        vector = await self._embed_task(task)
+        options = self._options
+        general = self._block(index, GENERAL, vector)
+        general.sort(key=lambda scored: -scored[1])
+        chosen, left_out = general[: options.general_top_k], []
+        left_out += [(s, score, "past general_top_k") for s, score in general[options.general_top_k :]]
+        specific = self._block(index, category, vector) if category and category != GENERAL else []
+        if options.mode == "embedding":
+            left_out += [
+                (s, score, "below the threshold") for s, score in specific if score <= options.threshold
+            ]
+            specific = [scored for scored in specific if scored[1] > options.threshold]
+            specific.sort(key=lambda scored: -scored[1])
+        chosen += specific[: options.top_k]
+        left_out += [(s, score, "past top_k") for s, score in specific[options.top_k :]]
+        return self._within_budget(chosen, left_out, index.version)
+
+    def _within_budget(
+        self, chosen: Sequence[tuple[Skill, float]], left_out: list[tuple[Skill, float, str]], version: int
+    ) -> Selection:
+        budget = self._options.token_budget
+        kept: list[Skill] = []
+        tokens = 0
+        for skill, score in chosen:
+            cost = self._count_tokens(skill)
+            if budget is not None and tokens + cost > budget:
+                left_out.append((skill, score, "over the token budget"))
+                continue
+            kept.append(skill)
+            tokens += cost
+        scores = {skill.id: score for skill, score in chosen}
+        scores |= {skill.id: score for skill, score, _ in left_out}
+        dropped = tuple(LeftOut(skill.id, reason, score) for skill, score, reason in left_out)
+        return Selection(tuple(kept), scores, dropped, tokens, version)
+
+    @staticmethod
+    def _block(index: _Index, tier: str, vector: np.ndarray) -> list[tuple[Skill, float]]:
+        rows = index.rows.get(tier)
+        if rows is None:
+            return []
+        return list(zip(index.skills[rows], (index.matrix[rows] @ vector).tolist(), strict=True))
+
+    async def _current_index(self) -> _Index:
+        old = self._index
+        if old is not None and old.version == self._bank.version:
+            return old
+        version = self._bank.version
+        # A stable sort: bank order holds inside each tier.
+        skills = tuple(sorted(self._bank.skills(), key=lambda skill: skill.tier))
+        texts = tuple(map(skill_text, skills))
+        known = dict(zip(old.texts, old.matrix, strict=True)) if old is not None else {}
+        missing = list(dict.fromkeys(text for text in texts if text not in known))
+        if missing:
+            known |= zip(missing, await self._embedder.embed(missing), strict=True)
+        matrix = np.stack([known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
+        starts: dict[str, int] = {}
+        rows: dict[str, slice] = {}
+        for number, skill in enumerate(skills):
+            start = starts.setdefault(skill.tier, number)
+            rows[skill.tier] = slice(start, number + 1)
+        self._index = _Index(version, skills, texts, matrix, rows)
+        return self._index
+
+    async def _embed_task(self, task: str) -> np.ndarray:
+        if task in self._tasks:
+            self._tasks.move_to_end(task)
+            return self._tasks[task]
+        vector = (await self._embedder.embed([task]))[0]
+        self._tasks[task] = vector
+        if len(self._tasks) > _TASKS_KEPT:
+            self._tasks.popitem(last=False)
+        return vector
+
+
+async def select_skills(
+    bank: SkillBank,
+    task: str,
+    category: str,
+    *,
+    embedder: Embedder,
+    options: RetrievalOptions | None = None,
+    count_tokens: Callable[[Skill], int] = estimate_tokens,
+) -> Selection:
+    """One selection without a kept index; an engine keeps a `Retriever`."""
+    return await Retriever(bank, embedder, options, count_tokens).select(task, category)

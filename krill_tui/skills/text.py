@@ -1,0 +1,51 @@
+"""Text of skills: cleaning what models and files say, and the form of location skills."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from krill_tui.skill import Skill, SkillProposal
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+_LOCATION = re.compile(r"([a-z][a-z-]*): ([a-z][a-z-]*)")
+
+
+def clean_text(text: str, limit: int = 2000) -> str:
+    """One line of printable text of at most `limit` characters.
+
+    Skills come from models and files: a control character could move a terminal's cursor, a line
+    break could forge a second skill in a prompt.
+    """
+    line = _UNPRINTABLE.sub("", " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def normalised(text: str) -> str:
+    """Lower-case words of `text` with single spaces and no punctuation: equal texts say the same."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", folded))
+
+
+def skill_text(skill: Skill | SkillProposal) -> str:
+    """What is embedded for a skill (DESIGN section 1): name, principle and when to apply."""
+    return ". ".join(part for part in (skill.name, skill.principle, skill.when_to_apply) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a type of object is usually found, as a skill's principle says it: `mug: cabinet`."""
+
+    object: str
+    receptacle: str
+
+    @property
+    def principle(self) -> str:
+        return f"{self.object}: {self.receptacle}"
+
+
+def parse_location(principle: str) -> Location | None:
+    """The location a principle of the exact form `object: receptacle` states, else None."""
+    match = _LOCATION.fullmatch(principle)
+    return Location(match.group(1), match.group(2)) if match else None
