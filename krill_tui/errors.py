@@ -54,5 +54,9 @@ class ModelError(KrillError):
     """A model endpoint or the model worker failed for good, after its retries."""
 
 
+class WorkerDiedError(ModelError):
+    """The model worker is gone; it is started again from the last checkpoint and the phase goes on."""
+
+
 class SplitProtectedError(KrillError):
     """Somebody tried to show the teacher games of a split that is reported."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from collections import deque
 
 from krill_tui.agent.gate import Gate
-from krill_tui.agent.rollout import Emit, EpisodeSpec, Rollout, RolloutOptions, run_episode
+from krill_tui.agent.rollout import Emit, EpisodeSpec, Rollout, RolloutOptions, SkillSelector, run_episode
 from krill_tui.envs.base import Environment
 from krill_tui.models.base import Policy
 from krill_tui.trajectory import Task
@@ -22,6 +22,7 @@ async def run_episodes(
     concurrency: int,
     emit: Emit,
     on_finished: Callable[[Rollout], None],
+    select: SkillSelector | None = None,
     gate: Gate | None = None,
 ) -> list[Rollout]:
     """Play all episodes, `concurrency` at a time; returns them in the order of `specs`.
@@ -35,7 +36,7 @@ async def run_episodes(
     async def player() -> None:
         while owed:
             index, spec = owed.popleft()
-            rollout = await run_episode(spec, open_env, policy, options, emit=emit, gate=gate)
+            rollout = await run_episode(spec, open_env, policy, options, emit=emit, select=select, gate=gate)
             finished[index] = rollout
             on_finished(rollout)
 

@@ -50,30 +50,33 @@ class RandomPolicy:
 class ExpertPolicy:
     """Plays by the environment's own planner, from observations alone.
 
-    `make` opens the expert of one episode. For demonstrations it is given the skills of the prompt as hints, and
-    the thought quotes the skill, with its id, wherever the action follows one.
+    `make` opens a planner that searches the hinted receptacle types first. With `follow_skills` (demonstrations)
+    the hints are the location skills of the prompt, and the thought quotes the skill, with its id, wherever the
+    action follows one.
     """
 
     name = "expert"
 
-    def __init__(self, make: Callable[[str], Expert], quotes: Callable[[str], Mapping[str, Skill]] | None = None):
+    def __init__(self, make: Callable[[Mapping[str, Sequence[str]]], Expert], *, follow_skills: bool = False):
         self._make = make
-        self._quotes = quotes
+        self._follow_skills = follow_skills
         self._experts: dict[str, Expert] = {}
 
     async def act(self, request: ActRequest) -> ActReply:
-        expert = self._experts[request.episode]
-        seen = StepResult(request.observation, admissible=tuple(request.admissible))
-        thought, action = expert.act(seen)
+        hints = location_hints(request.skills) if self._follow_skills else {}
+        expert = self._experts.get(request.episode)
+        if expert is None:
+            expert = self._make({name: places for name, (places, _) in hints.items()})
+            self._experts[request.episode] = expert
+        thought, action = expert.act(StepResult(request.observation, admissible=tuple(request.admissible)))
         hinted = getattr(expert, "last_hint", None)
-        if self._quotes and hinted:
-            skill = self._quotes(request.episode).get(hinted)
-            if skill:
-                thought = f"{skill.principle} [{skill.id}]"
+        if hinted in hints:
+            skill = hints[hinted][1]
+            thought = f"{skill.principle} [{skill.id}]"
         return ActReply(text=format_reply(thought, action))
 
     async def start(self, episode: str) -> None:
-        self._experts[episode] = self._make(episode)
+        self._experts.pop(episode, None)
 
     async def finish(self, episode: str) -> None:
         self._experts.pop(episode, None)

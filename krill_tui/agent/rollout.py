@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from krill_tui.agent.actions import citations, parse_reply
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_turn
 from krill_tui.envs.base import Environment, StepResult
-from krill_tui.errors import KrillError
+from krill_tui.errors import KrillError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.models.base import ActReply, ActRequest, Message, Policy, Sampling
 from krill_tui.skill import Skill
@@ -32,9 +33,17 @@ class EpisodeSpec:
     task: Task
     seed: int
     purpose: ev.Purpose
-    skills: tuple[Skill, ...] = ()
+    with_skills: bool = True
+    """False: the prompt holds no skills, whatever the bank has."""
     group: str = ""
-    bank_version: int = 0
+
+
+class SkillSelector(Protocol):
+    """Chooses the skills of a prompt, once the task is known."""
+
+    async def __call__(self, task: Task) -> tuple[tuple[Skill, ...], int]:
+        """Return the skills in prompt order and the bank version they came from."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,8 @@ class _Episode:
     last: StepResult = field(default_factory=lambda: StepResult(""))
     task: Task | None = None
     system: str = ""
+    skills: tuple[Skill, ...] = ()
+    bank_version: int = 0
     error: str | None = None
 
 
@@ -105,13 +116,20 @@ async def run_episode(
     options: RolloutOptions,
     *,
     emit: Emit,
+    select: SkillSelector | None = None,
     gate: Gate | None = None,
 ) -> Rollout:
-    """Play one episode to its end; only cancellation escapes."""
+    """Play one episode to its end.
+
+    Only cancellation and the death of the model worker escape: the first is somebody's wish, the second is mended
+    by playing the episode again.
+    """
     episode = _Episode(task=spec.task)
     await policy.start(spec.id)
     try:
-        stop = await _play(spec, episode, open_env, policy, options, emit, gate or Gate())
+        stop = await _play(spec, episode, open_env, policy, options, emit, select, gate or Gate())
+    except WorkerDiedError:
+        raise
     except Exception as error:  # the boundary: whatever broke ends this episode alone
         stop = StopReason.ERROR
         episode.error = str(error) if isinstance(error, KrillError) else f"{type(error).__name__}: {error}"
@@ -127,18 +145,21 @@ async def _play(
     policy: Policy,
     options: RolloutOptions,
     emit: Emit,
+    select: SkillSelector | None,
     gate: Gate,
 ) -> StopReason:
     env = open_env(spec.task)
     try:
         result = await env.reset()
         episode.last, episode.task = result, env.task
-        messages = first_messages(env.task.env, spec.skills, result, env.task, options.prompt)
+        if select and spec.with_skills:
+            episode.skills, episode.bank_version = await select(env.task)
+        messages = first_messages(env.task.env, episode.skills, result, env.task, options.prompt)
         episode.system = messages[0]["content"]
-        emit(_started(spec, env.task, policy, episode.system, options.max_steps))
+        emit(_started(spec, episode, env.task, policy, options.max_steps))
         for index in range(options.max_steps):
             await gate.wait()
-            step, reply = await _turn(spec, index, messages, result, policy, options.sampling)
+            step, reply = await _turn(spec, index, messages, result, episode.skills, policy, options.sampling)
             if reply.finish == "context":
                 return StopReason.CONTEXT_LIMIT
             episode.log.add(reply)
@@ -164,6 +185,7 @@ async def _turn(
     index: int,
     messages: Sequence[Message],
     result: StepResult,
+    skills: tuple[Skill, ...],
     policy: Policy,
     sampling: Sampling,
 ) -> tuple[Step, ActReply]:
@@ -176,6 +198,7 @@ async def _turn(
             admissible=result.admissible,
             seed=spec.seed,
             sampling=sampling,
+            skills=skills,
         )
     )
     parsed = parse_reply(reply.text)
@@ -193,7 +216,9 @@ async def _turn(
     return step, reply
 
 
-def _started(spec: EpisodeSpec, task: Task, policy: Policy, system: str, max_steps: int) -> ev.EpisodeStarted:
+def _started(
+    spec: EpisodeSpec, episode: _Episode, task: Task, policy: Policy, max_steps: int
+) -> ev.EpisodeStarted:
     return ev.EpisodeStarted(
         episode=spec.id,
         number=spec.number,
@@ -203,8 +228,8 @@ def _started(spec: EpisodeSpec, task: Task, policy: Policy, system: str, max_ste
         category=task.category,
         split=task.split,
         policy=policy.name,
-        skills=tuple(skill.id for skill in spec.skills),
-        system=system,
+        skills=tuple(skill.id for skill in episode.skills),
+        system=episode.system,
         max_steps=max_steps,
         group=spec.group,
     )
@@ -212,7 +237,7 @@ def _started(spec: EpisodeSpec, task: Task, policy: Policy, system: str, max_ste
 
 def _record(spec: EpisodeSpec, episode: _Episode, policy: Policy, stop: StopReason) -> Rollout:
     task = episode.task or spec.task
-    known = frozenset(skill.id for skill in spec.skills)
+    known = frozenset(skill.id for skill in episode.skills)
     cited = dict.fromkeys(i for step in episode.steps for i in citations(step.thought, known))
     trajectory = Trajectory(
         id=spec.id,
@@ -230,8 +255,8 @@ def _record(spec: EpisodeSpec, episode: _Episode, policy: Policy, stop: StopReas
         seed=spec.seed,
         policy=policy.name,
         policy_version=episode.log.version,
-        bank_version=spec.bank_version,
-        skills=tuple(skill.id for skill in spec.skills),
+        bank_version=episode.bank_version,
+        skills=tuple(skill.id for skill in episode.skills),
         cited=tuple(cited),
         tokens=TokenCounts(prompt=episode.prompt_tokens, policy=episode.policy_tokens),
         group=spec.group,

@@ -8,6 +8,8 @@ from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 
+from krill_tui.skill import Skill
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -43,6 +45,8 @@ class ActRequest:
     seed: int
     """Of the episode: the same seed and conversation give the same reply, whatever else is batched."""
     sampling: Sampling
+    skills: Sequence[Skill] = ()
+    """Those that stand in the prompt: for policies that are programs and read no prompts."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,182 @@
+"""What every phase works with: the parts of one run, and how episodes are played and written down."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from krill_tui.agent.collect import run_episodes
+from krill_tui.agent.gate import Gate
+from krill_tui.agent.prompts import PromptOptions
+from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions
+from krill_tui.config.schema import KrillConfig
+from krill_tui.engine.run_store import RunStore
+from krill_tui.engine.state import RunState
+from krill_tui.engine.tokens import TokenStore
+from krill_tui.envs.base import TaskSource
+from krill_tui.events import schema as ev
+from krill_tui.events.bus import EventBus
+from krill_tui.models.base import Embedder, Policy, Sampling
+from krill_tui.models.local import WorkerClient
+from krill_tui.skill import Skill
+from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.retrieval import Retriever
+from krill_tui.skills.teacher import Teacher
+from krill_tui.trajectory import Task, Trajectory
+
+
+@dataclass
+class RunContext:
+    """One run, opened for work."""
+
+    config: KrillConfig
+    store: RunStore
+    bus: EventBus
+    state: RunState
+    source: TaskSource
+    bank: SkillBank
+    retriever: Retriever
+    embedder: Embedder
+    teacher: Teacher
+    gate: Gate
+    tokens: TokenStore
+    finished: set[str]
+    """Ids of all episodes of the run that are written down."""
+    worker: WorkerClient | None = None
+    notes: set[str] = field(default_factory=set)
+    """Notes that are said once a run."""
+
+    def emit(self, event: ev.BaseEvent) -> None:
+        self.bus.emit(event)
+
+    def note(self, message: str, level: str = "info") -> None:
+        self.emit(ev.Noted(level=level, message=message))  # pyright: ignore[reportArgumentType]
+
+    def note_once(self, message: str, level: str = "info") -> None:
+        if message not in self.notes:
+            self.notes.add(message)
+            self.note(message, level)
+
+    @property
+    def prompt_options(self) -> PromptOptions:
+        policy = self.config.policy
+        return PromptOptions(style=policy.prompt_style, list_admissible=policy.list_admissible)
+
+    def rollout_options(self, temperature: float) -> RolloutOptions:
+        sampling = Sampling(
+            temperature=temperature,
+            max_tokens=self.config.rl.max_response_length,
+            constrained=self.config.policy.constrained,
+        )
+        return RolloutOptions(self.config.env.max_steps, self.prompt_options, sampling)
+
+    def trajectories(self, wanted: Callable[[Trajectory], bool]) -> list[Trajectory]:
+        """Finished episodes of the run, in the order they ended."""
+        return [trajectory for trajectory in self.store.trajectories() if wanted(trajectory)]
+
+    async def select_skills(self, task: Task) -> tuple[tuple[Skill, ...], int]:
+        """The skills of a prompt for this task; what is left out for want of room is said once."""
+        selection = await self.retriever.select(task.description, task.category)
+        cut = [left.id for left in selection.left_out if "budget" in left.reason]
+        if cut:
+            self.note_once(f"skills left out of prompts by the token budget: {', '.join(cut)}", "warning")
+        return selection.skills, selection.bank_version
+
+
+def derive_seed(*parts: object) -> int:
+    """A 31-bit seed that depends on nothing but its parts."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & 0x7FFFFFFF
+
+
+def make_specs(
+    ctx: RunContext, tasks: Sequence[Task], *, prefix: str, purpose: ev.Purpose, with_skills: bool = True
+) -> list[EpisodeSpec]:
+    """One episode per task, named `<prefix>-<number>`; those already finished are left out."""
+    owed = [(f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
+    owed = [(id_, task) for id_, task in owed if id_ not in ctx.finished]
+    return [
+        EpisodeSpec(
+            id=id_,
+            number=len(ctx.finished) + offset,
+            task=task,
+            seed=derive_seed(ctx.config.seed, id_),
+            purpose=purpose,
+            with_skills=with_skills,
+        )
+        for offset, (id_, task) in enumerate(owed, start=1)
+    ]
+
+
+async def play(
+    ctx: RunContext,
+    specs: Iterable[EpisodeSpec],
+    policy: Policy,
+    *,
+    temperature: float,
+    keep_tokens: str | None = None,
+    on_finished: Callable[[Rollout], None] | None = None,
+) -> list[Rollout]:
+    """Play episodes and write each down as it ends: tokens, then trajectory, then the event.
+
+    A kill between two of these is mended when the run is opened again: tokens without a trajectory are played
+    again, a trajectory without its event gets it then.
+    """
+
+    def finish(rollout: Rollout) -> None:
+        if keep_tokens and rollout.tokens:
+            ctx.tokens.append(keep_tokens, rollout.trajectory.id, rollout.tokens)
+        ctx.store.append_trajectory(rollout.trajectory)
+        ctx.finished.add(rollout.trajectory.id)
+        ctx.bank.record_outcome(rollout.trajectory)
+        ctx.emit(finished_event(rollout.trajectory))
+        if on_finished:
+            on_finished(rollout)
+
+    return await run_episodes(
+        specs,
+        ctx.source.open,
+        policy,
+        ctx.rollout_options(temperature),
+        concurrency=ctx.config.env.concurrency,
+        emit=ctx.emit,
+        on_finished=finish,
+        select=ctx.select_skills,
+        gate=ctx.gate,
+    )
+
+
+def finished_event(trajectory: Trajectory) -> ev.EpisodeFinished:
+    return ev.EpisodeFinished(
+        episode=trajectory.id,
+        purpose=trajectory.purpose,  # pyright: ignore[reportArgumentType]
+        category=trajectory.category,
+        success=trajectory.success,
+        stop_reason=trajectory.stop_reason,
+        steps=len(trajectory.steps),
+        total_reward=trajectory.total_reward,
+        invalid_actions=trajectory.invalid_actions,
+        cited=trajectory.cited,
+        final_observation=trajectory.final_observation,
+        error=trajectory.error,
+    )
+
+
+def sync_bank_events(ctx: RunContext) -> None:
+    """Say every change of the bank that the journal does not hold yet (also after a crash)."""
+    for change in ctx.bank.history():
+        if change.version <= ctx.state.bank_version or change.after is None:
+            continue
+        if change.kind == "add":
+            ctx.emit(
+                ev.SkillAdded(
+                    skill=change.after, author=change.author, reason=change.reason, bank_version=change.version
+                )
+            )
+        else:
+            ctx.emit(
+                ev.SkillChanged(
+                    skill=change.after, change=change.kind, author=change.author, bank_version=change.version
+                )
+            )

@@ -1,0 +1,56 @@
+"""A chat model whose answers survive a crash: asked the same again, it answers from its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from krill_tui.models.base import ChatModel, ChatReply, ChatUsage, Message
+
+
+class RememberingChat:
+    """Wraps a `ChatModel`; every paid answer is appended to `path` before it is used.
+
+    After a restart the same questions get the recorded answers in their order, each once, so a broken-off
+    distillation goes on without paying twice, and a question that is asked again later is asked for real.
+    """
+
+    def __init__(self, chat: ChatModel, path: Path) -> None:
+        self._chat = chat
+        self._path = path
+        self.name = chat.name
+        self._known: defaultdict[str, deque[ChatReply]] = defaultdict(deque)
+        if path.exists():
+            for line in path.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    entry = json.loads(line)
+                    usage = ChatUsage(entry["prompt_tokens"], entry["completion_tokens"])
+                    self._known[entry["key"]].append(ChatReply(entry["text"], usage))
+
+    async def complete(
+        self, messages: Sequence[Message], *, temperature: float | None = None, max_tokens: int | None = None
+    ) -> ChatReply:
+        key = _key(self.name, messages, temperature)
+        if self._known[key]:
+            return self._known[key].popleft()
+        reply = await self._chat.complete(messages, temperature=temperature, max_tokens=max_tokens)
+        entry = {
+            "key": key,
+            "text": reply.text,
+            "prompt_tokens": reply.usage.prompt_tokens,
+            "completion_tokens": reply.usage.completion_tokens,
+        }
+        with self._path.open("ab", buffering=0) as file:
+            file.write(json.dumps(entry).encode() + b"\n")
+        return reply
+
+    async def close(self) -> None:
+        await self._chat.close()
+
+
+def _key(name: str, messages: Sequence[Message], temperature: float | None) -> str:
+    text = json.dumps([name, list(messages), temperature], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
