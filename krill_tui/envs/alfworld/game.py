@@ -62,7 +62,7 @@ class GameData:
     """The rest of the sentence `Your task is to: `, full stop included."""
     receptacle_names: tuple[str, ...]
     receptacle_types: tuple[str, ...]
-    """Lower case, ending in `type`."""
+    """Lower case, ending in `type`; empty where the file gives none (a cracked egg)."""
     receptacle_location: tuple[int, ...]
     openable: frozenset[int]
     object_names: tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ _ARGUMENTS = {
     "openable": ("receptacle",),
     "opened": ("receptacle",),
     "holds": ("agent", "object"),
-    **{name: ("object",) for name in (*OBJECT_FLAGS, *OBJECT_STATES)},
+    **dict.fromkeys((*OBJECT_FLAGS, *OBJECT_STATES), ("object",)),
 }
 """By predicate: the types of its arguments; constants have none."""
 
@@ -101,7 +101,7 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
     if len(ids["agent"]) != 1 or len(facts["atlocation"]) != 1:
         raise DataError("the PDDL problem must place exactly one agent")
     where = dict(facts["receptacleatlocation"])
-    receptacle_types = _typed("receptacle", ids["receptacle"], facts["receptacletype"])
+    receptacle_types, object_types = dict(facts["receptacletype"]), dict(facts["objecttype"])
     unplaced = next((r for r in ids["receptacle"] if r not in where), None)
     if unplaced is not None:
         raise DataError(f"the PDDL problem does not say where the receptacle '{unplaced}' is")
@@ -117,11 +117,11 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
         grammar=grammar,
         task=task,
         receptacle_names=tuple(names[r] for r in ids["receptacle"]),
-        receptacle_types=receptacle_types,
+        receptacle_types=tuple(receptacle_types.get(r, "") for r in ids["receptacle"]),
         receptacle_location=places,
         openable=frozenset(receptacles[r] for r, _ in facts["openable"]),
         object_names=tuple(names[o] for o in ids["object"]),
-        object_types=_typed("object", ids["object"], facts["objecttype"]),
+        object_types=tuple(object_types.get(o, "") for o in ids["object"]),
         flags={name: frozenset(objects[o] for o, _ in facts[name]) for name in OBJECT_FLAGS},
         location_names=tuple(names[place] for place in ids["location"]),
         receptacles_at=tuple(
@@ -149,14 +149,6 @@ def _things(facts: Facts) -> dict[str, set[str]]:
                 if kind:
                     members[kind].add(identity)
     return members
-
-
-def _typed(kind: str, ids: Iterable[str], facts: set[tuple[str, str]]) -> tuple[str, ...]:
-    types = dict(facts)
-    untyped = next((identity for identity in ids if identity not in types), None)
-    if untyped is not None:
-        raise DataError(f"the PDDL problem gives no type for the {kind} '{untyped}'")
-    return tuple(types[identity] for identity in ids)
 
 
 def display_names(ids: list[str]) -> dict[str, str]:

@@ -1,0 +1,192 @@
+"""Where household games come from: procedural worlds (`builtin`) or genuine files (`games`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+from krill_tui.envs.alfworld import text, worlds
+from krill_tui.envs.alfworld.engine import AlfworldGame
+from krill_tui.envs.alfworld.expert import AlfworldExpert
+from krill_tui.envs.alfworld.game import GameData
+from krill_tui.envs.alfworld.problem import load_game
+from krill_tui.envs.alfworld.worlds import SPLITS, WorldSize
+from krill_tui.envs.base import Environment, StepResult
+from krill_tui.errors import DataError, UsageError
+from krill_tui.trajectory import Task
+
+GAME_FILE = "game.tw-pddl"
+DATA_FOLDER = "json_2.1.1"
+_STRIDE = 1_000_000
+"""Worlds between the orders of two seeds."""
+
+
+class AlfworldEnvironment:
+    """One episode of a household game, for the rollout."""
+
+    def __init__(self, task: Task, game: GameData) -> None:
+        description = game.task.strip().removesuffix(".")
+        goal = text.parse_task(description)
+        category = task.category or (goal.category if goal else "")
+        self.task = task.model_copy(update={"description": description, "category": category})
+        self._game = AlfworldGame(game)
+
+    async def reset(self) -> StepResult:
+        return self._game.reset()
+
+    async def step(self, action: str) -> StepResult:
+        return self._game.step(action)
+
+    async def close(self) -> None:
+        """Nothing is held outside the object."""
+
+
+class BuiltinSource:
+    """Procedural worlds of one household; every split is unbounded and shares no world with another."""
+
+    env = "alfworld"
+    backend = "builtin"
+
+    def __init__(self, size: WorldSize = "small", seed: int = 0) -> None:
+        self.size: WorldSize = size
+        self.seed = seed
+
+    def splits(self) -> dict[str, int]:
+        return dict.fromkeys(SPLITS, -1)
+
+    def tasks(self, split: str, count: int, *, seed: int = 0) -> Sequence[Task]:
+        if split not in SPLITS:
+            raise UsageError(f"there is no split '{split}'", hint=f"choose one of {', '.join(SPLITS)}")
+        return [self._task(split, seed * _STRIDE + number) for number in range(count)]
+
+    def _task(self, split: str, index: int) -> Task:
+        return Task(
+            id=f"builtin/{self.size}/{split}/{self.seed}/{index}",
+            env=self.env,
+            split=split,
+            category=worlds.category_of(split, self.seed, index),
+            ref=f"{self.size}:{split}:{self.seed}:{index}",
+        )
+
+    def open(self, task: Task) -> Environment:
+        size, split, seed, index = _world_of(task)
+        game, _ = worlds.build_world(size, split, seed, index)
+        return AlfworldEnvironment(task, game)
+
+    def expert(self, task: Task, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+        return AlfworldExpert(hints)
+
+    def content_hash(self) -> str:
+        package = Path(worlds.__file__).parent
+        digest = hashlib.sha256(f"{self.size}/{self.seed}".encode())
+        for name in ("worlds.py", "statistics.json", "household.twl2"):
+            digest.update((package / name).read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def _world_of(task: Task) -> tuple[WorldSize, str, int, int]:
+    parts = task.id.split("/")
+    size = parts[1] if len(parts) == 5 and parts[0] == "builtin" else ""
+    if size not in ("small", "full") or not all(part.lstrip("-").isdigit() for part in parts[3:]):
+        raise UsageError(
+            f"'{task.id}' is not a procedural world", hint="builtin/<size>/<split>/<seed>/<index>"
+        )
+    return size, parts[2], int(parts[3]), int(parts[4])
+
+
+class GamesSource:
+    """Genuine `game.tw-pddl` files below one folder, by split."""
+
+    env = "alfworld"
+    backend = "games"
+
+    def __init__(self, data_dir: Path) -> None:
+        root = data_dir / DATA_FOLDER
+        self.root = root if root.is_dir() else data_dir
+        if not self.root.is_dir():
+            raise UsageError(
+                f"there is no folder {data_dir}", hint="set ALFWORLD_DATA, or pass --game with a game file"
+            )
+        self._games = {
+            folder.name: sorted(str(path.relative_to(self.root)) for path in folder.rglob(GAME_FILE))
+            for folder in sorted(self.root.iterdir())
+            if folder.is_dir()
+        }
+        self._games = {split: games for split, games in self._games.items() if games}
+        if not self._games:
+            raise UsageError(
+                f"there are no game files below {self.root}",
+                hint=f"ALFWORLD_DATA must hold {DATA_FOLDER}/<split>/*/*/{GAME_FILE}",
+            )
+
+    @classmethod
+    def from_game(cls, path: Path) -> GamesSource:
+        """A source of one game: a `game.tw-pddl` file, or the folder that holds it.
+
+        Raises:
+            UsageError: there is no such file.
+        """
+        game = path / GAME_FILE if path.is_dir() else path
+        if not game.is_file():
+            raise UsageError(f"there is no game {game}", hint=f"pass a {GAME_FILE} or its folder")
+        source = cls.__new__(cls)
+        source.root = game.parent
+        source._games = {"game": [game.name]}
+        return source
+
+    def splits(self) -> dict[str, int]:
+        return {split: len(games) for split, games in self._games.items()}
+
+    def tasks(self, split: str, count: int, *, seed: int = 0) -> Sequence[Task]:
+        if split not in self._games:
+            raise UsageError(f"there is no split '{split}'", hint=f"found: {', '.join(self._games)}")
+        order = list(self._games[split])
+        Random(f"games/{split}/{seed}").shuffle(order)
+        return [self._task(split, game) for game in order[:count]]
+
+    def _task(self, split: str, game: str) -> Task:
+        folder = next((part for part in reversed(Path(game).parts) if _category(part)), "")
+        return Task(id=game, env=self.env, split=split, category=_category(folder), ref=game)
+
+    def open(self, task: Task) -> Environment:
+        path = (self.root / task.ref).resolve()
+        if not path.is_relative_to(self.root.resolve()):
+            raise DataError(f"the game '{task.ref}' lies outside {self.root}")
+        return AlfworldEnvironment(task, load_game(path))
+
+    def expert(self, task: Task, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+        return AlfworldExpert(hints)
+
+    def content_hash(self) -> str:
+        digest = hashlib.sha256()
+        for games in self._games.values():
+            for game in games:
+                digest.update(f"{game}\0{(self.root / game).stat().st_size}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def _category(folder: str) -> str:
+    return text.CATEGORY_OF_TYPE.get(folder.partition("-")[0], "")
+
+
+def open_source(
+    backend: str, *, data_dir: Path | None = None, size: WorldSize = "small", seed: int = 0
+) -> BuiltinSource | GamesSource:
+    """The source of a backend; `games` looks in `data_dir`, else in $ALFWORLD_DATA.
+
+    Raises:
+        UsageError: unknown backend, or no games where they should be.
+    """
+    if backend == "builtin":
+        return BuiltinSource(size, seed)
+    if backend != "games":
+        raise UsageError(f"there is no ALFWorld backend '{backend}'", hint="choose builtin or games")
+    folder = data_dir or (Path(os.environ["ALFWORLD_DATA"]) if os.environ.get("ALFWORLD_DATA") else None)
+    if folder is None:
+        raise UsageError(
+            "the games backend needs games", hint="set ALFWORLD_DATA, or pass --game with a game file"
+        )
+    return GamesSource(folder)

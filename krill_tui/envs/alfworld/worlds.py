@@ -1,0 +1,306 @@
+"""Procedural worlds: rooms like the dataset's, drawn from (size, split, seed, index), always solvable.
+
+Which receptacles a room has, which objects lie in it, and what is asked for follow counts over the
+dataset's 3,553 training games (`statistics.json`: by room, how often a receptacle type occurs in a floor
+plan, how often an object type occurs and where it lies, and how often a task names a pair of types).
+
+A seed is also a *household* with habits of its own: each object type has a home, a receptacle type drawn
+from the plausible ones, where it lies nine times out of ten. Worlds of one household differ in
+everything else, so what was learnt about its habits carries over, and to no other household.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from random import Random
+from typing import Any, Literal
+
+from krill_tui.envs.alfworld.game import GameData, Rules
+from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
+from krill_tui.envs.alfworld.pddl import parse_expression
+from krill_tui.envs.alfworld.problem import assemble
+from krill_tui.envs.alfworld.text import STATION, TaskGoal
+
+WorldSize = Literal["small", "full"]
+SPLITS = ("train", "evolve", "valid", "test")
+
+HABIT = 0.9
+"""Probability that an object lies at its home."""
+
+_SMALL_RECEPTACLES = (8, 12)
+_SMALL_OBJECTS = (5, 9)
+
+_BLOCK = ("Pick",) * 5 + ("PickTwo",) * 6 + ("Clean",) * 4 + ("Cool",) * 4 + ("Heat",) * 3 + ("Look",) * 2
+"""The dataset's proportions in every 24 consecutive games: 22, 23, 18, 15, 13 and 9 %."""
+
+_TASK_TYPE = {
+    "Pick": "pick_and_place_simple",
+    "Look": "look_at_obj_in_light",
+    "Clean": "pick_clean_then_place_in_recep",
+    "Heat": "pick_heat_then_place_in_recep",
+    "Cool": "pick_cool_then_place_in_recep",
+    "PickTwo": "pick_two_obj_and_place",
+}
+_WORDINGS = {
+    "Pick": ("put a {o} in {r}.", "put some {o} on {r}."),
+    "Look": ("look at {o} under the {r}.", "examine the {o} with the {r}."),
+    "Clean": ("clean some {o} and put it in {r}.", "put a clean {o} in {r}."),
+    "Heat": ("heat some {o} and put it in {r}.", "put a hot {o} in {r}."),
+    "Cool": ("cool some {o} and put it in {r}.", "put a cool {o} in {r}."),
+    "PickTwo": ("find two {o} and put them in {r}.", "put two {o} in {r}."),
+}
+_STATE = {"clean": "(isclean ?o)", "heat": "(ishot ?o)", "cool": "(iscool ?o)"}
+
+_RULES = Rules(
+    actions=frozenset(
+        "look inventory examinereceptacle examineobject gotolocation openobject closeobject pickupobject"
+        " putobject cleanobject heatobject coolobject toggleobject sliceobject".split()
+    ),
+    clean_at=frozenset({"sinkbasintype"}),
+    heat_at=frozenset({"microwavetype"}),
+    cool_at=frozenset({"fridgetype"}),
+    slice_with=frozenset({"knifetype", "butterknifetype"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Household:
+    """The hidden habits of one seed."""
+
+    seed: int
+    home: dict[str, str]
+    """Object type -> the receptacle type where it usually lies."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """A world while it is drawn."""
+
+    room: str
+    goal: TaskGoal
+    rng: Random
+    household: Household
+    receptacles: list[str] = field(default_factory=list)
+    """The type of each."""
+    placed: list[tuple[str, int]] = field(default_factory=list)
+    """(object type, index of the receptacle)"""
+
+
+@lru_cache(maxsize=1)
+def statistics() -> dict[str, Any]:
+    """The counts of `statistics.json`."""
+    return json.loads(resources.files(__package__).joinpath("statistics.json").read_text(encoding="utf-8"))
+
+
+@lru_cache(maxsize=1)
+def household_grammar() -> Grammar:
+    """The text grammar of procedural worlds: the sentences of the dataset's."""
+    text = resources.files(__package__).joinpath("household.twl2").read_text(encoding="utf-8")
+    return compile_grammar(split_task(text)[0])
+
+
+@lru_cache(maxsize=256)
+def household(seed: int) -> Household:
+    """The habits of a seed: the same in every split and size."""
+    rng = Random(f"household/{seed}")
+    home: dict[str, str] = {}
+    for thing in sorted({thing for room in statistics()["rooms"].values() for thing in room["objects"]}):
+        weights = _plausible(thing)
+        # The square root lets a household keep a thing where few others do.
+        home[thing] = rng.choices(list(weights), [weight**0.5 for weight in weights.values()])[0]
+    return Household(seed, home)
+
+
+def _plausible(thing: str) -> dict[str, float]:
+    """Receptacle types where the dataset keeps an object type, with how often; common room types only."""
+    weights: dict[str, float] = defaultdict(float)
+    for room in statistics()["rooms"].values():
+        kind = room["objects"].get(thing)
+        for place, count in (kind["where"] if kind else {}).items():
+            if place not in ("garbagecan", "coffeemachine") or len(kind["where"]) == 1:
+                weights[place] += count
+    return dict(weights)
+
+
+def build_world(size: WorldSize, split: str, seed: int, index: int) -> tuple[GameData, str]:
+    """(game, category) of one world; the same arguments give the same world everywhere."""
+    rng = Random(f"world/{size}/{split}/{seed}/{index}")
+    plan = _draw_task(category_of(split, seed, index), rng, household(seed))
+    _draw_receptacles(plan, size)
+    _draw_objects(plan, size)
+    return _assemble(plan, size), plan.goal.category
+
+
+def category_of(split: str, seed: int, index: int) -> str:
+    """The category of a game: every block of 24 holds the dataset's proportions, in its own order."""
+    block, place = divmod(index, len(_BLOCK))
+    order = list(_BLOCK)
+    Random(f"order/{split}/{seed}/{block}").shuffle(order)
+    return order[place]
+
+
+def _draw_task(category: str, rng: Random, habits: Household) -> _Plan:
+    """Room, object and target, as often as the dataset asks for them, where the household allows it."""
+    choices: list[tuple[str, str, str]] = []
+    weights: list[float] = []
+    for room, facts in statistics()["rooms"].items():
+        for pair, count in facts["tasks"].get(_TASK_TYPE[category], {}).items():
+            thing, target = pair.split()
+            lives = _home_in(room, thing, habits)
+            lamp = category != "Look" or _home_in(room, "desklamp", habits)
+            if lives and lamp and target != habits.home[thing]:
+                choices.append((room, thing, target))
+                weights.append(count)
+    room, thing, target = rng.choices(choices, weights)[0]
+    treatment = {"Clean": "clean", "Heat": "heat", "Cool": "cool"}.get(category)
+    goal = TaskGoal(category, thing, target, 2 if category == "PickTwo" else 1, treatment)  # pyright: ignore[reportArgumentType]
+    return _Plan(room, goal, rng, habits)
+
+
+def _home_in(room: str, thing: str, habits: Household) -> bool:
+    """Whether a room of this kind has such things, kept at their home."""
+    facts = statistics()["rooms"][room]
+    return thing in facts["objects"] and habits.home[thing] in facts["objects"][thing]["where"]
+
+
+def _draw_receptacles(plan: _Plan, size: WorldSize) -> None:
+    kinds = statistics()["rooms"][plan.room]["receptacles"]
+    plans = max(map(len, kinds.values()))
+    rng, goal = plan.rng, plan.goal
+    needed = {plan.household.home[goal.object]}
+    needed.add(plan.household.home["desklamp"] if goal.category == "Look" else goal.target)
+    if goal.treatment:
+        needed.add(STATION[goal.treatment])
+    present = [kind for kind in kinds if kind in needed or rng.random() < len(kinds[kind]) / plans]
+    counts = {kind: rng.choice(kinds[kind]) for kind in present}
+    if size == "small":
+        low, high = _SMALL_RECEPTACLES
+        total = rng.randint(low, high)
+        counts = {
+            kind: min(count, 3 if kind in ("cabinet", "drawer", "shelf") else 2)
+            for kind, count in counts.items()
+        }
+        order = sorted(counts, key=lambda kind: (kind in needed, rng.random()))
+        while sum(counts.values()) > total:
+            kind = next((kind for kind in order if counts[kind] > 1), order[0])
+            counts[kind] -= 1
+            if not counts[kind]:
+                del counts[kind]
+                order.remove(kind)
+        while sum(counts.values()) < low:
+            counts[rng.choice(sorted(counts))] += 1
+    plan.receptacles = [kind for kind in sorted(counts) for _ in range(counts[kind])]
+
+
+def _draw_objects(plan: _Plan, size: WorldSize) -> None:
+    rng, goal = plan.rng, plan.goal
+    kinds = statistics()["rooms"][plan.room]["objects"]
+    wanted = [goal.object] * (goal.count + (rng.random() < 0.4))
+    if goal.category == "Look":
+        wanted.append("desklamp")
+    others = [kind for kind in kinds if kind not in wanted]
+    rng.shuffle(others)
+    total = rng.randint(*_SMALL_OBJECTS) if size == "small" else len(kinds) * 2
+    for kind in others:
+        if len(wanted) >= total:
+            break
+        if rng.random() < kinds[kind]["share"] and kind != "desklamp":
+            most = 2 if size == "small" else max(1, round(2 * kinds[kind]["mean"] - 1))
+            wanted += [kind] * rng.randint(1, most)
+    for kind in wanted[: max(total, goal.count + 1)]:
+        place = _draw_place(plan, kind)
+        if place is not None:
+            plan.placed.append((kind, place))
+
+
+def _draw_place(plan: _Plan, kind: str) -> int | None:
+    """A receptacle for an object: its home, or now and then another plausible one.
+
+    The object a task is about never starts where it has to go.
+    """
+    where = statistics()["rooms"][plan.room]["objects"][kind]["where"]
+    barred = plan.goal.target if kind == plan.goal.object else ""
+    home = plan.household.home[kind]
+    others = {
+        place: weight
+        for place, weight in where.items()
+        if place in plan.receptacles and place not in (barred, home)
+    }
+    at_home = home in plan.receptacles and home in where and home != barred
+    if not at_home and not others:
+        return None
+    if at_home and (not others or plan.rng.random() < HABIT):
+        chosen = home
+    else:
+        chosen = plan.rng.choices(list(others), list(others.values()))[0]
+    return plan.rng.choice([n for n, place in enumerate(plan.receptacles) if place == chosen])
+
+
+def _assemble(plan: _Plan, size: WorldSize) -> GameData:
+    """The game of a finished plan, through the same door as a parsed file."""
+    counts, rng = statistics(), plan.rng
+    facts: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    names = [_receptacle_id(kind, number) for number, kind in enumerate(plan.receptacles)]
+    places = _draw_locations(plan.receptacles, size, rng)
+    for name, kind, place in zip(names, plan.receptacles, places, strict=True):
+        facts["receptacletype"].add((name, f"{kind}type"))
+        facts["receptacleatlocation"].add((name, place))
+        if rng.random() < counts["openable"].get(kind, 0.0):
+            facts["openable"].add((name, ""))
+    for number, (kind, receptacle) in enumerate(plan.placed):
+        name = f"{kind}_bar_{number:02}"
+        facts["objecttype"].add((name, f"{kind}type"))
+        facts["inreceptacle"].add((name, names[receptacle]))
+        facts["objectatlocation"].add((name, places[receptacle]))
+        for flag, kinds in counts["flags"].items():
+            if kind in kinds:
+                facts[flag].add((name, ""))
+    for receptacle, kinds in counts["can_contain"].items():
+        facts["cancontain"].update((f"{receptacle}type", f"{kind}type") for kind in kinds)
+    facts["atlocation"].add(("agent1", f"loc_bar_{rng.randrange(100, 999)}_bar_start"))
+    goal = plan.goal
+    sentence = rng.choice(_WORDINGS[goal.category]).format(o=goal.object, r=goal.target)
+    return assemble(_RULES, household_grammar(), sentence, facts, parse_expression(_goal_text(goal)))
+
+
+def _receptacle_id(kind: str, number: int) -> str:
+    """An id that is shown as the dataset shows it: basins are parts of a sink or a bathtub."""
+    stem = kind.removesuffix("basin")
+    return f"{stem}_bar_{number:02}" + ("_bar_basin" if stem != kind else "")
+
+
+def _draw_locations(receptacles: Sequence[str], size: WorldSize, rng: Random) -> list[str]:
+    """A place for each receptacle; in full worlds neighbours of one type sometimes share one."""
+    places: list[str] = []
+    for number, kind in enumerate(receptacles):
+        neighbours = size == "full" and number and receptacles[number - 1] == kind
+        if neighbours and rng.random() < 0.1:
+            places.append(places[-1])
+        else:
+            places.append(f"loc_bar_{rng.randrange(100, 999)}_bar_{number:02}")
+    return places
+
+
+def _goal_text(goal: TaskGoal) -> str:
+    kinds = f"(objecttype ?o {goal.object}type)"
+    if goal.category == "Look":
+        return (
+            "(:goal (and (exists (?ot - object ?r - receptacle ?a - agent ?l - location)"
+            f" (and (objecttype ?ot {goal.target}type) (toggleable ?ot) (istoggled ?ot)"
+            " (receptacleatlocation ?r ?l) (atlocation ?a ?l) (inreceptacle ?ot ?r)))"
+            f" (exists (?o - object ?a - agent) (and {kinds} (holds ?a ?o)))))"
+        )
+    inside = f"(receptacletype ?r {goal.target}type) (inreceptacle ?o ?r)"
+    state = _STATE[goal.treatment] if goal.treatment else ""
+    second = ""
+    if goal.count == 2:
+        second = (
+            f"(exists (?p - object) (and (not (= ?o ?p)) (objecttype ?p {goal.object}type)"
+            " (inreceptacle ?p ?r)))"
+        )
+    return f"(:goal (exists (?o - object ?r - receptacle) (and {kinds} {inside} {state} {second})))"
