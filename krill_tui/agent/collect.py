@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
 from collections import deque
+from collections.abc import Callable, Iterable
 
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.rollout import Emit, EpisodeSpec, Rollout, RolloutOptions, SkillSelector, run_episode

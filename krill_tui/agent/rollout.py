@@ -174,7 +174,9 @@ async def _play(
             if after.done:
                 return StopReason.SUCCESS if after.won else StopReason.FAILURE
             messages.append({"role": "assistant", "content": reply.text})
-            messages.append({"role": "user", "content": render_turn(after, env.task, options.prompt, first=False)})
+            messages.append(
+                {"role": "user", "content": render_turn(after, env.task, options.prompt, first=False)}
+            )
         return StopReason.STEP_LIMIT
     finally:
         await env.close()
@@ -272,8 +274,6 @@ def conversation(trajectory: Trajectory, task: Task, options: PromptOptions) -> 
     messages: list[Message] = [{"role": "system", "content": trajectory.system}]
     for step in trajectory.steps:
         seen = StepResult(step.observation, admissible=step.admissible)
-        messages.append(
-            {"role": "user", "content": render_turn(seen, task, options, first=step.index == 0)}
-        )
+        messages.append({"role": "user", "content": render_turn(seen, task, options, first=step.index == 0)})
         messages.append({"role": "assistant", "content": step.text})
     return messages

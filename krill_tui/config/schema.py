@@ -24,6 +24,8 @@ class EnvConfig(Settings):
     """`builtin`: procedural worlds; `games`: genuine game files; `http`: a live server."""
     data_dir: str = ""
     """Folder that holds `json_2.1.1`; empty: $ALFWORLD_DATA."""
+    train_split: str = "train"
+    """Genuine games that are learned from."""
     url: str = ""
     """Live server; empty: http://localhost:3000 (ALFWorld) or :3001 (WebShop)."""
     world_size: Literal["small", "full"] = "full"
@@ -140,6 +142,8 @@ class EvolutionConfig(Settings):
 class EvaluationConfig(Settings):
     episodes: int = Field(140, ge=1)
     """Games of an evaluation; before/after numbers come from it."""
+    seeds: int = Field(1, ge=1, le=100)
+    """Times each game is played, each with its own sampling seed."""
     split: str = ""
     """Empty: `test` of procedural worlds, `valid_seen` of genuine games."""
 

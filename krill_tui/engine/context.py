@@ -171,7 +171,10 @@ def sync_bank_events(ctx: RunContext) -> None:
         if change.kind == "add":
             ctx.emit(
                 ev.SkillAdded(
-                    skill=change.after, author=change.author, reason=change.reason, bank_version=change.version
+                    skill=change.after,
+                    author=change.author,
+                    reason=change.reason,
+                    bank_version=change.version,
                 )
             )
         else:

@@ -1,13 +1,13 @@
 """One run directory: what is in it, who may write to it, and how it survives being killed.
 
-    config.json          resolved config, no keys
-    events.jsonl         the journal
-    trajectories.jsonl   finished episodes, one a line
-    tokens.jsonl         token sequences of episodes that wait for their update
-    skill_bank.json      TinyDB
-    checkpoints/         <phase>-<step>/
-    progress.json        where the pipeline stands (written beside and renamed)
-    report.md
+config.json          resolved config, no keys
+events.jsonl         the journal
+trajectories.jsonl   finished episodes, one a line
+tokens.jsonl         token sequences of episodes that wait for their update
+skill_bank.json      TinyDB
+checkpoints/         <phase>-<step>/
+progress.json        where the pipeline stands (written beside and renamed)
+report.md
 """
 
 from __future__ import annotations

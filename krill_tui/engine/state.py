@@ -103,6 +103,7 @@ class RunState:
     live: dict[str, EpisodeView] = field(default_factory=dict)
     finished: deque[EpisodeView] = field(default_factory=lambda: deque(maxlen=KEEP_FINISHED))
     """Newest last."""
+    finished_ids: set[str] = field(default_factory=set)
     episodes_done: int = 0
     wins: int = 0
     skills: dict[str, Skill] = field(default_factory=dict)
@@ -113,6 +114,8 @@ class RunState:
     evaluations: dict[str, ev.Evaluated] = field(default_factory=dict)
     """By stage: `base`, `sft`, `rl`, `eval`."""
     validations: list[ev.Validated] = field(default_factory=list)
+    evolved_at: int = -1
+    """RL step of the newest evolution cycle."""
     worker: ev.WorkerStarted | None = None
 
     def apply(self, event: ev.Event) -> None:
@@ -132,7 +135,11 @@ class RunState:
         return next((view for view in reversed(self.finished) if view.id == id_), None)
 
     def add_point(self, metric: str, step: float, value: float) -> None:
-        self.curves.setdefault(metric, []).append((step, value))
+        """A step that is done again after a crash replaces what was there from that step on."""
+        points = self.curves.setdefault(metric, [])
+        while points and points[-1][0] >= step:
+            points.pop()
+        points.append((step, value))
 
     def add_log(self, kind: str, text: str, event: ev.Event) -> None:
         self.log.append(LogLine(event.time, kind, text, event))
@@ -149,7 +156,9 @@ def _run_finished(state: RunState, event: ev.RunFinished) -> None:
     state.outcome, state.message = event.outcome, event.message
     state.live.clear()
     if event.outcome != "completed":
-        state.add_log("error" if event.outcome == "failed" else "note", f"run {event.outcome}: {event.message}", event)
+        state.add_log(
+            "error" if event.outcome == "failed" else "note", f"run {event.outcome}: {event.message}", event
+        )
 
 
 def _phase_started(state: RunState, event: ev.PhaseStarted) -> None:
@@ -206,6 +215,7 @@ def _episode_stepped(state: RunState, event: ev.EpisodeStepped) -> None:
 
 def _episode_finished(state: RunState, event: ev.EpisodeFinished) -> None:
     view = state.live.pop(event.episode, None)
+    state.finished_ids.add(event.episode)
     state.episodes_done += 1
     state.wins += event.success
     if view:
@@ -224,7 +234,9 @@ def _skill_added(state: RunState, event: ev.SkillAdded) -> None:
 def _skill_changed(state: RunState, event: ev.SkillChanged) -> None:
     state.skills[event.skill.id] = event.skill
     state.bank_version = event.bank_version
-    state.add_log("changed", f"~ {event.skill.id} {event.skill.name}: {event.change} by {event.author}", event)
+    state.add_log(
+        "changed", f"~ {event.skill.id} {event.skill.name}: {event.change} by {event.author}", event
+    )
 
 
 def _skill_removed(state: RunState, event: ev.SkillRemoved) -> None:
@@ -266,6 +278,7 @@ def _evaluated(state: RunState, event: ev.Evaluated) -> None:
 
 
 def _evolved(state: RunState, event: ev.Evolved) -> None:
+    state.evolved_at = event.step
     if event.accepted:
         text = f"cycle {event.cycle}: {', '.join(event.failing)} → +{len(event.accepted)} skills"
     else:

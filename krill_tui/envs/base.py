@@ -5,7 +5,7 @@ An environment is single-use: one object plays one episode. A source lists tasks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,7 +73,9 @@ class TaskSource(Protocol):
 
     def open(self, task: Task) -> Environment: ...
 
-    def expert(self, task: Task) -> Expert: ...
+    def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> Expert:
+        """A planner for one episode; `hints` maps an object type to the receptacle types to search first."""
+        ...
 
     def content_hash(self) -> str:
         """Identifies the games played: in every result file."""

@@ -50,5 +50,3 @@ class EventBus:
                 self._listeners.remove(listener)
                 self.broken.append(f"{type(error).__name__}: {error}")
         return stamped
-
-

@@ -16,6 +16,7 @@ from krill_tui.trajectory import Record, Step, StopReason
 SCHEMA_VERSION = 1
 
 Phase = Literal["collect", "distill", "sft", "rl", "evaluate"]
+Stage = Literal["base", "sft", "rl", "eval"]
 Purpose = Literal["collect", "demonstrate", "rl", "validate", "evaluate"]
 
 
@@ -200,7 +201,7 @@ class Evaluated(BaseEvent):
     """Success on a reported split, which nobody learns from."""
 
     kind: Literal["evaluated"] = "evaluated"
-    stage: Literal["base", "sft", "rl", "eval"]
+    stage: Stage
     split: str
     overall: Rate
     categories: dict[str, Rate]

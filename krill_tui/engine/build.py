@@ -1,0 +1,159 @@
+"""From a config to the parts of a run: games, policy, teacher, embedder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from krill_tui import paths
+from krill_tui.agent.policies import ExpertPolicy, RandomPolicy
+from krill_tui.config.schema import KrillConfig
+from krill_tui.engine.run_store import RunStore
+from krill_tui.envs.alfworld.source import open_source
+from krill_tui.envs.base import TaskSource
+from krill_tui.errors import UsageError
+from krill_tui.models.base import ChatModel, Embedder, Policy
+from krill_tui.models.builtin_embedder import BuiltinEmbedder
+from krill_tui.models.remembering import RememberingChat
+from krill_tui.skills.builtin_teacher import BuiltinTeacher
+from krill_tui.skills.teacher import Teacher
+from krill_tui.trajectory import Task
+
+
+def build_source(config: KrillConfig) -> TaskSource:
+    """The games of the config.
+
+    Raises:
+        UsageError: the world or backend cannot be played here; says what to do.
+    """
+    env = config.env
+    if env.name != "alfworld":
+        raise UsageError(
+            f"environment '{env.name}' is not playable in this version", hint="use --env alfworld"
+        )
+    if env.backend == "http":
+        from krill_tui.envs.remote import HttpSource
+
+        return HttpSource(env.url or "http://localhost:3000", env=env.name)
+    data_dir = env.data_dir or os.environ.get("ALFWORLD_DATA", "")
+    return open_source(
+        env.backend, data_dir=Path(data_dir) if data_dir else None, size=env.world_size, seed=config.seed
+    )
+
+
+def build_embedder(config: KrillConfig) -> Embedder:
+    if config.skill_retrieval.embedder == "builtin":
+        return BuiltinEmbedder()
+    from krill_tui.models.openai_api import OpenAIEmbedder
+
+    model = config.model
+    return OpenAIEmbedder(model.embedding_api_base, model.embedding_model_id, model.embedding_api_key)
+
+
+def build_teacher(config: KrillConfig, store: RunStore) -> Teacher:
+    if config.teacher.kind == "builtin":
+        return BuiltinTeacher()
+    from krill_tui.models.openai_api import OpenAIChat
+    from krill_tui.skills.llm_teacher import LLMTeacher
+
+    model, teacher = config.model, config.teacher
+    chat: ChatModel = OpenAIChat(
+        model.teacher_api_base,
+        model.teacher_model_id,
+        model.teacher_api_key,
+        timeout=teacher.timeout,
+        max_retries=teacher.max_retries,
+        concurrency=teacher.concurrency,
+    )
+    return LLMTeacher(RememberingChat(chat, store.path / "teacher_replies.jsonl"))
+
+
+def build_program_policy(config: KrillConfig, source: TaskSource) -> Policy | None:
+    """The policy of the config where it is no local model; None where it is."""
+    kind = config.policy.kind
+    if kind == "expert":
+        return ExpertPolicy(lambda hints: source.expert(hints))
+    if kind == "random":
+        return RandomPolicy()
+    if kind == "openai":
+        from krill_tui.models.openai_api import OpenAIChat, OpenAIPolicy
+
+        model = config.model
+        return OpenAIPolicy(
+            OpenAIChat(
+                model.policy_api_base,
+                model.policy_model_id,
+                model.policy_api_key,
+                concurrency=config.env.concurrency,
+            )
+        )
+    return None
+
+
+def policy_model(config: KrillConfig) -> str:
+    """Folder or name of the local model.
+
+    Raises:
+        UsageError: the embedded model is missing from the installation.
+    """
+    if config.policy.model:
+        return config.policy.model
+    folder = paths.asset("krill-tiny")
+    if not (folder / "config.json").exists():
+        raise UsageError(
+            "the embedded model krill-tiny is missing from this installation", hint="reinstall Krill"
+        )
+    return str(folder)
+
+
+def demonstrator(source: TaskSource) -> ExpertPolicy:
+    """The expert that follows the skills of its prompt and quotes them."""
+
+    def make(hints: Mapping[str, Sequence[str]]):
+        return source.expert(hints)
+
+    return ExpertPolicy(make, follow_skills=True)
+
+
+class TaskPlan:
+    """Which games serve which purpose, so that no two purposes share one.
+
+    Procedural splits are endless and disjoint. Of a genuine train split the last games (by the seeded order) are the
+    evolve split; the rest is for collection, demonstrations and RL, round and round.
+    """
+
+    def __init__(self, source: TaskSource, config: KrillConfig) -> None:
+        self._source = source
+        self._config = config
+        self._train: Sequence[Task] = ()
+        self._evolve: Sequence[Task] = ()
+        self._splits = source.splits()
+        if "evolve" not in self._splits:
+            split = config.env.train_split
+            tasks = source.tasks(split, self._splits.get(split, 0), seed=config.seed)
+            held = min(config.evolution.episodes, len(tasks) // 5)
+            self._train, self._evolve = tasks[: len(tasks) - held], tasks[len(tasks) - held :]
+
+    def train(self, offset: int, count: int) -> list[Task]:
+        """`count` games for learning, from position `offset` of the seeded order on."""
+        if not self._train:
+            return list(self._source.tasks("train", offset + count, seed=self._config.seed)[offset:])
+        return [self._train[(offset + i) % len(self._train)] for i in range(count)]
+
+    def evolve(self, count: int) -> list[Task]:
+        """Games of validations; the teacher may read the failures on them."""
+        if self._evolve:
+            return [task.model_copy(update={"split": "evolve"}) for task in self._evolve[:count]]
+        return list(self._source.tasks("evolve", count, seed=self._config.seed))
+
+    def evaluation_split(self) -> str:
+        """The reported split: as configured, else `test`, else `valid_seen`, else what there is."""
+        wanted = self._config.evaluation.split
+        if wanted:
+            return wanted
+        return next((s for s in ("test", "valid_seen", "valid_unseen") if s in self._splits), "valid_seen")
+
+    def evaluation(self, count: int, split: str | None = None) -> list[Task]:
+        """Games of a reported split; fewer where it holds fewer."""
+        return list(self._source.tasks(split or self.evaluation_split(), count, seed=self._config.seed))

@@ -1,0 +1,240 @@
+"""The four phases and the evaluation, all of one shape: `async def phase(ctx, plan, …) -> None`.
+
+Each can be broken off anywhere and called again: what is owed is computed from what is written down.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+
+from krill_tui.agent.prompts import PromptOptions
+from krill_tui.agent.rollout import Rollout, conversation
+from krill_tui.engine.build import TaskPlan, demonstrator
+from krill_tui.engine.context import RunContext, make_specs, play, sync_bank_events
+from krill_tui.engine.evaluate import mean_steps, success_rates
+from krill_tui.engine.trainer import Trainer
+from krill_tui.errors import UsageError
+from krill_tui.events import schema as ev
+from krill_tui.models.base import Policy
+from krill_tui.models.worker_protocol import ChatMessage, SftExample
+from krill_tui.skill import GENERAL
+from krill_tui.skills.distill import distill as distill_skills
+from krill_tui.skills.teacher import TeacherCall
+from krill_tui.trajectory import Task, Trajectory
+
+DEMONSTRATION_ATTEMPTS = 3
+"""Demonstrations are given up when this many times more were played than asked for."""
+
+
+class PhaseLog:
+    """Says a phase's start, progress and end."""
+
+    def __init__(
+        self, ctx: RunContext, phase: ev.Phase, title: str, total: int, unit: str, done: int = 0
+    ) -> None:
+        self.ctx = ctx
+        self.phase: ev.Phase = phase
+        self.total = total
+        self.done = done
+        self._began = time.perf_counter()
+        ctx.emit(ev.PhaseStarted(phase=phase, title=title, total=total, unit=unit, done=done))
+
+    def advance(self, count: int = 1, detail: str = "") -> None:
+        self.done += count
+        self.ctx.emit(ev.PhaseProgressed(phase=self.phase, done=self.done, total=self.total, detail=detail))
+
+    def finish(self, summary: str) -> None:
+        seconds = round(time.perf_counter() - self._began, 3)
+        self.ctx.emit(ev.PhaseFinished(phase=self.phase, seconds=seconds, summary=summary))
+
+
+async def collect(ctx: RunContext, plan: TaskPlan, policy: Policy) -> None:
+    """Phase 1: the base policy plays; successes and failures are kept."""
+    count = ctx.config.collect.episodes
+    specs = make_specs(
+        ctx, plan.train(0, count), prefix="collect", purpose="collect", with_skills=bool(len(ctx.bank))
+    )
+    log = PhaseLog(ctx, "collect", "Collecting episodes", count, "episodes", done=count - len(specs))
+    await play(
+        ctx,
+        specs,
+        policy,
+        temperature=ctx.config.policy.temperature,
+        on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
+    )
+    collected = ctx.trajectories(lambda t: t.purpose == "collect")
+    overall, _ = success_rates(collected)
+    log.finish(f"collected {len(collected)} episodes, {overall.wins} won ({overall.rate:.0%})")
+
+
+async def distill(ctx: RunContext, trajectories: Sequence[Trajectory]) -> None:
+    """Phase 2: the teacher turns episodes into skills: s+ = M_T(tau+, d), s- = M_T(tau-, d)."""
+    if not trajectories:
+        raise UsageError("there are no trajectories to distil", hint="collect some first")
+    total = len(trajectories) if ctx.teacher.is_llm else 1
+    log = PhaseLog(ctx, "distill", f"Distilling skills ({ctx.teacher.name})", total, "calls")
+
+    def called(call: TeacherCall) -> None:
+        ctx.emit(teacher_event(ctx.teacher.name, call))
+        log.advance()
+
+    report = await distill_skills(
+        trajectories, ctx.bank, ctx.teacher, ctx.embedder, env=ctx.config.env.name, on_call=called
+    )
+    sync_bank_events(ctx)
+    for refused in report.refused:
+        ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="distill"))
+    general = len(ctx.bank.skills(GENERAL))
+    failed = f", {len(report.failures)} calls failed" if report.failures else ""
+    log.finish(
+        f"distilled {len(trajectories)} episodes into {len(report.accepted)} skills"
+        f" ({general} general in the bank{failed})"
+    )
+
+
+async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog) -> list[Trajectory]:
+    """The expert plays with the skills in view; only episodes that were won become demonstrations."""
+    first_game = ctx.config.collect.episodes
+    policy = demonstrator(ctx.source)
+    won = ctx.trajectories(lambda t: t.purpose == "demonstrate" and t.success)
+    played = ctx.trajectories(lambda t: t.purpose == "demonstrate")
+    log.advance(min(len(won), count))
+
+    def finished(rollout: Rollout) -> None:
+        if rollout.trajectory.success and log.done < count:
+            log.advance(detail=_told(rollout.trajectory))
+
+    attempts = len(played)
+    while len(won) < count and attempts < count * DEMONSTRATION_ATTEMPTS:
+        attempts += count - len(won)
+        specs = make_specs(ctx, plan.train(first_game, attempts), prefix="demo", purpose="demonstrate")
+        rollouts = await play(ctx, specs, policy, temperature=0.0, on_finished=finished)
+        won += [r.trajectory for r in rollouts if r.trajectory.success]
+    if not won:
+        raise UsageError("the expert won no demonstration: there is nothing to fine-tune on")
+    if len(won) < count:
+        ctx.note(f"only {len(won)} of {count} demonstrations were won", "warning")
+    return sorted(won, key=lambda t: t.id)[:count]
+
+
+async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
+    """Phase 3: LoRA SFT on the demonstrations, theta_sft = argmin L_CE(D_sft; theta)."""
+    config = ctx.config.sft
+    log = PhaseLog(ctx, "sft", "Cold start: demonstrations", config.num_examples, "episodes")
+    demonstrations = await demonstrate(ctx, plan, config.num_examples, log)
+    log.finish(_linted(demonstrations))
+    examples = [_example(t, ctx.prompt_options) for t in demonstrations]
+    batches = _batches(len(examples), config.batch_size, config.epochs, ctx.config.seed)
+    await trainer.load_for_sft()
+    done = trainer.sft_step
+    log = PhaseLog(ctx, "sft", "Cold start: fine-tuning", len(batches), "steps", done=done)
+    metrics: dict[str, float] = {}
+    for number, batch in enumerate(batches[done:], start=done + 1):
+        await ctx.gate.wait()
+        rate = config.learning_rate * _linear(number - 1, len(batches))
+        metrics = await trainer.sft([examples[i] for i in batch], rate, number)
+        ctx.emit(ev.SftStepped(step=number, total=len(batches), metrics=metrics))
+        if number % config.checkpoint_interval == 0 or number == len(batches):
+            await trainer.save("sft", number)
+        log.advance(detail=f"loss {metrics.get('loss', float('nan')):.3f}")
+    loss = f", loss {metrics['loss']:.3f}" if "loss" in metrics else ""
+    log.finish(f"fine-tuned on {len(examples)} demonstrations in {len(batches)} steps{loss}")
+
+
+async def evaluate(
+    ctx: RunContext,
+    plan: TaskPlan,
+    policy: Policy,
+    *,
+    stage: Any,
+    with_skills: bool,
+    split: str | None = None,
+) -> None:
+    """Success on a reported split; nobody learns from it."""
+    tasks = plan.evaluation(ctx.config.evaluation.episodes, split)
+    prefix = f"evaluate-{stage}"
+    specs = make_specs(ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills)
+    log = PhaseLog(
+        ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)
+    )
+    began = time.perf_counter()
+    await play(
+        ctx,
+        specs,
+        policy,
+        temperature=ctx.config.policy.eval_temperature,
+        on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
+    )
+    played = ctx.trajectories(lambda t: t.id.startswith(f"{prefix}-"))
+    overall, categories = success_rates(played)
+    ctx.emit(
+        ev.Evaluated(
+            stage=stage,
+            split=name,
+            overall=overall,
+            categories=categories,
+            mean_steps=mean_steps(played),
+            seconds=round(time.perf_counter() - began, 3),
+        )
+    )
+    log.finish(
+        f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games"
+    )
+
+
+def teacher_event(name: str, call: TeacherCall) -> ev.TeacherCalled:
+    return ev.TeacherCalled(
+        teacher=name,
+        purpose=call.kind,
+        trajectories=call.trajectories,
+        prompt=call.prompt,
+        reply=call.reply,
+        error=call.error,
+        attempts=call.attempts,
+        seconds=round(call.seconds, 3),
+        prompt_tokens=call.usage.prompt_tokens,
+        completion_tokens=call.usage.completion_tokens,
+    )
+
+
+def _told(trajectory: Trajectory) -> str:
+    return f"{'won' if trajectory.success else trajectory.stop_reason.value}: {trajectory.task}"
+
+
+def _example(trajectory: Trajectory, options: PromptOptions) -> SftExample:
+    task = Task(
+        id=trajectory.task_id,
+        env=trajectory.env,
+        split=trajectory.split,
+        description=trajectory.task,
+        category=trajectory.category,
+    )
+    messages = conversation(trajectory, task, options)
+    return SftExample(messages=tuple(ChatMessage(role=m["role"], content=m["content"]) for m in messages))
+
+
+def _batches(examples: int, size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Indices of each step: every epoch a new order, the same for the same seed."""
+    rng = random.Random(f"sft/{seed}")
+    batches: list[list[int]] = []
+    for _ in range(epochs):
+        order = list(range(examples))
+        rng.shuffle(order)
+        batches += [order[i : i + size] for i in range(0, examples, size)]
+    return batches
+
+
+def _linear(step: int, total: int) -> float:
+    """Linear decay to a tenth, after a short warm-up (as TRL's default, but never to zero)."""
+    warmup = max(1, total // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1.0 - 0.9 * (step - warmup) / max(1, total - warmup)
+
+
+def _linted(demonstrations: Sequence[Trajectory]) -> str:
+    """How many demonstrations really use a skill of their prompt: what SFT can teach at most."""
+    citing = sum(bool(t.cited) for t in demonstrations)
+    return f"{len(demonstrations)} demonstrations won, {citing} of them quote a skill of their prompt"

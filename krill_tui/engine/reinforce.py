@@ -1,0 +1,194 @@
+"""Phase 4: GRPO with the SFT policy as reference, validation every V steps, and the bank that evolves."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+from krill_tui.agent.rollout import EpisodeSpec
+from krill_tui.engine.build import TaskPlan
+from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
+from krill_tui.engine.evaluate import success_rates
+from krill_tui.engine.phases import PhaseLog, teacher_event
+from krill_tui.engine.trainer import Trainer
+from krill_tui.events import schema as ev
+from krill_tui.models.base import Policy
+from krill_tui.models.worker_protocol import GrpoEpisode
+from krill_tui.skills.evolve import evolve as evolve_bank
+from krill_tui.training.advantage import group_advantages
+from krill_tui.trajectory import StopReason, Task, Trajectory
+
+
+async def reinforce(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
+    """GRPO for `rl.training_epochs` steps of `rl.batch_size` episodes, with evolution at each validation."""
+    config = ctx.config.rl
+    policy = await trainer.load_for_rl()
+    done = trainer.rl_step
+    log = PhaseLog(ctx, "rl", "Reinforcement learning (GRPO)", config.training_epochs, "steps", done=done)
+    interval = ctx.config.evolution.validation_interval
+    await validate_and_evolve(ctx, plan, policy, done if done % interval == 0 else done - done % interval)
+    for step in range(done + 1, config.training_epochs + 1):
+        metrics = await grpo_step(ctx, plan, trainer, policy, step)
+        ctx.emit(ev.GrpoStepped(step=step, total=config.training_epochs, metrics=metrics))
+        if step % config.checkpoint_interval == 0 or step == config.training_epochs:
+            await trainer.save("rl", step)
+            for covered in range(step - config.checkpoint_interval, step + 1):
+                ctx.tokens.drop(f"rl-{covered}")
+        if step % interval == 0:
+            await validate_and_evolve(ctx, plan, policy, step)
+        log.advance(detail=f"reward {metrics['reward']:.2f}")
+    log.finish(f"{config.training_epochs} GRPO steps, bank of {len(ctx.bank)} skills")
+
+
+async def grpo_step(
+    ctx: RunContext, plan: TaskPlan, trainer: Trainer, policy: Policy, step: int
+) -> dict[str, float]:
+    """Sample groups, compare returns within each, update once; returns the step's metrics.
+
+    Episodes of this step that are already written down (a broken-off run) are not played again: their tokens are.
+    """
+    began = time.perf_counter()
+    config = ctx.config.rl
+    groups = max(1, config.batch_size // config.group_size)
+    first_game = ctx.config.collect.episodes + ctx.config.sft.num_examples + (step - 1) * groups
+    name = f"rl-{step}"
+    specs = _group_specs(ctx, plan.train(first_game, groups), step)
+    kept = ctx.tokens.read(name)
+    owed = [spec for spec in specs if spec.id not in ctx.finished]
+    await play(ctx, owed, policy, temperature=ctx.config.policy.temperature, keep_tokens=name)
+    sampled = time.perf_counter() - began
+    tokens = ctx.tokens.read(name) if owed or kept else {}
+    wanted = {spec.id for spec in specs}
+    played = {t.id: t for t in ctx.trajectories(lambda t: t.id in wanted)}
+    episodes: list[GrpoEpisode] = []
+    returns: list[list[float]] = []
+    for group in range(groups):
+        members = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
+        usable = [t for t in members if t.id in tokens and t.stop_reason is not StopReason.ERROR]
+        if len(usable) < 2:
+            continue
+        rewards = [episode_return(t, config.invalid_action_penalty) for t in usable]
+        returns.append(rewards)
+        advantages = group_advantages(rewards, "group" if config.scale_rewards else "none")
+        episodes += [
+            GrpoEpisode(tokens=tokens[t.id], advantage=float(a))
+            for t, a in zip(usable, advantages, strict=True)
+        ]
+    values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if episodes else {}
+    seconds = time.perf_counter() - began
+    return (
+        step_metrics(list(played.values()), returns)
+        | values
+        | {
+            "step_time": seconds,
+            "sampling_time": sampled,
+            "sampling_tokens_per_second": sum(t.tokens.policy for t in played.values()) / sampled
+            if owed
+            else 0.0,
+        }
+    )
+
+
+def episode_return(trajectory: Trajectory, penalty: float) -> float:
+    """R of Eq. 9: what the environment gave, less the penalty of each invalid action."""
+    return trajectory.total_reward - penalty * trajectory.invalid_actions
+
+
+def step_metrics(trajectories: Sequence[Trajectory], returns: Sequence[Sequence[float]]) -> dict[str, float]:
+    """What can be recomputed from the stored trajectories, under TRL's names where TRL has one."""
+    rewards = [reward for group in returns for reward in group]
+    overall, categories = success_rates(trajectories)
+    steps = sum(len(t.steps) for t in trajectories)
+    dead = [statistics.pstdev(group) == 0 for group in returns]
+    with_skills = [t for t in trajectories if t.skills]
+    count = max(1, len(trajectories))
+    return {
+        "reward": statistics.fmean(rewards) if rewards else 0.0,
+        "reward_std": statistics.stdev(rewards) if len(rewards) > 1 else 0.0,
+        "reward_group_std": statistics.fmean(statistics.stdev(g) for g in returns) if returns else 0.0,
+        "frac_reward_zero_std": sum(dead) / len(dead) if dead else 1.0,
+        "success": overall.rate,
+        **{f"success/{category}": rate.rate for category, rate in categories.items()},
+        "valid_action_ratio": 1 - sum(t.invalid_actions for t in trajectories) / max(1, steps),
+        "num_turns": steps / count,
+        "completions/mean_length": sum(t.tokens.policy for t in trajectories) / count,
+        "completions/clipped_ratio": sum(
+            t.stop_reason in (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT) for t in trajectories
+        )
+        / count,
+        "skills/injected_mean": sum(len(t.skills) for t in trajectories) / count,
+        "skills/cited_rate": sum(bool(t.cited) for t in with_skills) / max(1, len(with_skills)),
+        "errors": sum(t.stop_reason is StopReason.ERROR for t in trajectories) / count,
+    }
+
+
+async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, step: int) -> None:
+    """Success on the evolve split; where a category is under the threshold, S_new = M_T(T_val-, SkillBank).
+
+    Validation and evolution that the journal already holds for this step are not done again.
+    """
+    tasks = plan.evolve(ctx.config.evolution.episodes)
+    prefix = f"validate-{step}"
+    specs = make_specs(ctx, tasks, prefix=prefix, purpose="validate")
+    await play(ctx, specs, policy, temperature=ctx.config.policy.eval_temperature)
+    played = ctx.trajectories(lambda t: t.id.startswith(f"{prefix}-"))
+    overall, categories = success_rates(played)
+    if not any(v.step == step for v in ctx.state.validations):
+        ctx.emit(ev.Validated(step=step, overall=overall, categories=categories))
+    if ctx.state.evolved_at != step:
+        await _evolve(ctx, played, categories, step)
+
+
+async def _evolve(
+    ctx: RunContext, played: Sequence[Trajectory], categories: dict[str, ev.Rate], step: int
+) -> None:
+    settings = ctx.config.evolution
+    cycle = ctx.bank.cycle + 1
+    report = await evolve_bank(
+        played,
+        ctx.bank,
+        ctx.teacher,
+        ctx.embedder,
+        threshold=settings.evolution_threshold,
+        max_new_skills=settings.max_new_skills,
+        max_analysis_deep=settings.max_analysis_deep,
+        max_analysis_shallow=settings.max_analysis_shallow,
+        on_call=lambda call: ctx.emit(teacher_event(ctx.teacher.name, call)),
+    )
+    sync_bank_events(ctx)
+    for refused in report.refused:
+        ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="rl"))
+    ctx.emit(
+        ev.Evolved(
+            cycle=cycle,
+            step=step,
+            rates=categories,
+            failing=tuple(report.failing),
+            failures=tuple(report.chosen),
+            prompt=report.prompt,
+            reply=report.reply,
+            accepted=tuple(skill.id for skill in report.accepted),
+            refused=tuple(f"{r.proposal.name}: {r.reason}" for r in report.refused),
+            reason=report.reason,
+        )
+    )
+
+
+def _group_specs(ctx: RunContext, tasks: Sequence[Task], step: int) -> list[EpisodeSpec]:
+    size = ctx.config.rl.group_size
+    specs = []
+    for group, task in enumerate(tasks):
+        for member in range(size):
+            id_ = f"rl-{step:04d}-{group}-{member}"
+            specs.append(
+                EpisodeSpec(
+                    id=id_,
+                    number=len(ctx.finished) + len(specs) + 1,
+                    task=task,
+                    seed=derive_seed(ctx.config.seed, id_),
+                    purpose="rl",
+                    group=f"rl-{step}-g{group}",
+                )
+            )
+    return specs

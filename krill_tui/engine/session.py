@@ -1,0 +1,332 @@
+"""The one object a front end holds: a run, opened, with the verbs to work it."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from krill_tui.agent.gate import Gate
+from krill_tui.config.load import public_dict
+from krill_tui.config.schema import KrillConfig
+from krill_tui.engine import build
+from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
+from krill_tui.engine.pipeline import TRAIN, Pipeline
+from krill_tui.engine.report import write_report
+from krill_tui.engine.run_store import RunStore, run_path
+from krill_tui.engine.state import RunState
+from krill_tui.engine.tokens import TokenStore
+from krill_tui.errors import KrillError, UsageError, WorkerDiedError
+from krill_tui.events import schema as ev
+from krill_tui.events.bus import EventBus
+from krill_tui.events.journal import Journal, read_journal
+from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
+from krill_tui.skills.bank import SkillBank, copy_into
+from krill_tui.skills.formats import load_bank
+from krill_tui.skills.formats.trajectories import load_trajectories
+from krill_tui.skills.retrieval import RetrievalOptions, Retriever
+
+WORKER_RESTARTS = 3
+"""Times a dead model worker is started again within one launch."""
+
+HAND = "hand"
+Outcome = Literal["completed", "cancelled", "failed"]
+
+
+class Session:
+    """A run opened for work by one process. Phases run in a task the session owns."""
+
+    def __init__(self, ctx: RunContext, journal: Journal) -> None:
+        self._ctx = ctx
+        self._journal = journal
+        self._pipeline = Pipeline(ctx)
+        self._task: asyncio.Task[Outcome] | None = None
+        self._outcome: Outcome = "completed"
+        self.running: str | None = None
+        """Name of the stage that is being worked on; None while idle."""
+        self.error: KrillError | None = None
+        """Why the last launch failed."""
+
+    @classmethod
+    async def open(
+        cls, name: str, config: KrillConfig, *, bank: Path | None = None, trajectories: Path | None = None
+    ) -> Session:
+        """Create the run or go on with it; `bank` and `trajectories` are files to start from.
+
+        What a kill left half said (an episode or a skill written down without its event) is said now.
+
+        Raises:
+            RunLockedError: another process writes to this run.
+            DataError, UsageError: a file or the games cannot be used.
+        """
+        source = build.build_source(config)
+        store = RunStore.open(run_path(name))
+        try:
+            state = RunState()
+            resumed = store.events_file.exists()
+            journal = Journal(store.events_file)
+            if resumed:
+                for event in read_journal(store.events_file):
+                    state.apply(event)
+            bus = EventBus(journal)
+            bus.subscribe(state.apply)
+            skill_bank = SkillBank.open(store.bank_file)
+            embedder = build.build_embedder(config)
+            retrieval = config.skill_retrieval
+            options = RetrievalOptions(
+                mode=retrieval.mode,
+                top_k=retrieval.top_k,
+                threshold=retrieval.similarity_threshold,
+                general_top_k=retrieval.general_top_k,
+                token_budget=retrieval.token_budget,
+            )
+            ctx = RunContext(
+                config=config,
+                store=store,
+                bus=bus,
+                state=state,
+                source=source,
+                bank=skill_bank,
+                retriever=Retriever(skill_bank, embedder, options),
+                embedder=embedder,
+                teacher=build.build_teacher(config, store),
+                gate=Gate(),
+                tokens=TokenStore(store.path / "tokens"),
+                finished={t.id for t in store.trajectories()},
+            )
+            store.save_config(config)
+            ctx.emit(
+                ev.RunStarted(
+                    run=store.name,
+                    config=public_dict(config),
+                    code=version("krill-tui"),
+                    data=source.content_hash(),
+                    resumed=resumed,
+                )
+            )
+            _mend(ctx)
+            if bank:
+                _import_bank(ctx, bank)
+            if trajectories:
+                _import_trajectories(ctx, trajectories)
+            return cls(ctx, journal)
+        except BaseException:
+            store.close()
+            raise
+
+    @property
+    def state(self) -> RunState:
+        return self._ctx.state
+
+    @property
+    def bus(self) -> EventBus:
+        return self._ctx.bus
+
+    @property
+    def store(self) -> RunStore:
+        return self._ctx.store
+
+    @property
+    def config(self) -> KrillConfig:
+        return self._ctx.config
+
+    @property
+    def bank(self) -> SkillBank:
+        return self._ctx.bank
+
+    # Phases
+
+    def launch(self, phases: Sequence[str]) -> None:
+        """Start phases in the background: `collect`, `distill`, `sft`, `rl`, `evaluate`, or `train` for all.
+
+        Raises:
+            UsageError: something runs already.
+        """
+        if self.running:
+            raise UsageError(f"'{self.running}' is running", hint="cancel it first, or wait")
+        stages = [stage for phase in phases for stage in (TRAIN if phase == "train" else (phase,))]
+        self.running = stages[0]
+        self.error = None
+        self._task = asyncio.create_task(self._run(stages, resume="train" in phases), name="krill-phases")
+
+    async def wait(self) -> Outcome:
+        """Until nothing runs; says how the last launch ended."""
+        if self._task:
+            self._outcome = await asyncio.shield(self._task)
+        return self._outcome
+
+    def pause(self) -> None:
+        """Hold every episode before its next turn, and training before its next step."""
+        if not self._ctx.gate.paused:
+            self._ctx.gate.pause()
+            self._ctx.emit(ev.ControlChanged(action="paused"))
+
+    def resume(self) -> None:
+        if self._ctx.gate.paused:
+            self._ctx.gate.resume()
+            self._ctx.emit(ev.ControlChanged(action="resumed"))
+
+    def step_once(self) -> None:
+        """While paused, let one turn of the episode that has waited longest through."""
+        if self._ctx.gate.step():
+            self._ctx.emit(ev.ControlChanged(action="stepped"))
+
+    async def cancel(self) -> None:
+        """Stop what runs. Finished episodes and steps are kept; the same launch goes on from there."""
+        task = self._task
+        if task is None or task.done():
+            return
+        self._ctx.emit(ev.ControlChanged(action="cancelled"))
+        task.cancel()
+        self._outcome = await asyncio.shield(task)
+        self._ctx.gate.resume()
+
+    async def close(self) -> None:
+        """Cancel what runs, stop the worker, let go of the run."""
+        await self.cancel()
+        await self._pipeline.trainer.close()
+        await self._ctx.teacher.close()
+        self._ctx.bank.close()
+        self._journal.close()
+        self.store.close()
+
+    async def _run(self, stages: Sequence[str], *, resume: bool) -> Outcome:
+        outcome: Outcome = "completed"
+        message = ""
+        try:
+            for stage in stages:
+                self.running = stage
+                if not (resume and self._has(stage)):
+                    await self._run_stage(stage)
+        except asyncio.CancelledError:
+            outcome, message = "cancelled", f"during {self.running}"
+            self._pipeline.trainer.stale()
+        except KrillError as error:
+            outcome, message, self.error = "failed", str(error), error
+        except Exception as error:  # the boundary of a launch: the run says it and stays usable
+            outcome, message = "failed", f"{type(error).__name__}: {error}"
+            self.error = KrillError(message, hint=f"details in {self._write_crash()}")
+        finally:
+            self.running = None
+        self._ctx.bank.flush()
+        self._ctx.emit(ev.RunFinished(outcome=outcome, message=message))
+        write_report(self._ctx.state, self.store.path / "report.md")
+        return outcome
+
+    async def _run_stage(self, stage: str) -> None:
+        for attempt in range(WORKER_RESTARTS + 1):
+            try:
+                await self._pipeline.run(stage)
+                return
+            except* WorkerDiedError as group:
+                error = group.exceptions[0]
+                self._ctx.emit(ev.WorkerDied(message=str(error)))
+                self._pipeline.trainer.forget()
+                if attempt == WORKER_RESTARTS:
+                    raise KrillError(
+                        f"the model worker died {attempt + 1} times", hint=f"see {self.store.worker_log}"
+                    ) from None
+
+    def _has(self, stage: str) -> bool:
+        """Whether `train` finished this stage before."""
+        state, config = self.state, self.config
+        phases = [view for view in state.phases if view.finished]
+        match stage:
+            case "collect":
+                return any(v.phase == "collect" for v in phases)
+            case "distill":
+                return any(v.phase == "distill" for v in phases)
+            case "sft":
+                return any(v.phase == "sft" and v.unit == "steps" for v in phases)
+            case "rl":
+                return self._pipeline.trainer.rl_step >= config.rl.training_epochs and any(
+                    v.phase == "rl" for v in phases
+                )
+            case _:
+                return stage.removeprefix("evaluate-") in state.evaluations
+
+    def _write_crash(self) -> Path:
+        path = self.store.path / "crash.log"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+        return path
+
+    # Curation by hand
+
+    def add_skill(
+        self,
+        *,
+        name: str,
+        principle: str,
+        when_to_apply: str = "",
+        tier: str = "general",
+        kind: SkillKind = SkillKind.STRATEGY,
+    ) -> Skill:
+        """Add a skill; prompts use it from the next episode on."""
+        proposal = SkillProposal(
+            name=name, principle=principle, when_to_apply=when_to_apply, tier=tier, kind=kind
+        )
+        skill = self.bank.add(proposal, SkillOrigin(phase="hand", cycle=self.bank.cycle, author=HAND))
+        sync_bank_events(self._ctx)
+        return skill
+
+    def edit_skill(
+        self,
+        skill_id: str,
+        *,
+        name: str | None = None,
+        principle: str | None = None,
+        when_to_apply: str | None = None,
+        tier: str | None = None,
+    ) -> Skill:
+        skill = self.bank.edit(
+            skill_id, name=name, principle=principle, when_to_apply=when_to_apply, tier=tier, author=HAND
+        )
+        sync_bank_events(self._ctx)
+        return skill
+
+    def set_skill_status(self, skill_id: str, status: SkillStatus) -> Skill:
+        skill = self.bank.set_status(skill_id, status, HAND)
+        sync_bank_events(self._ctx)
+        return skill
+
+    def undo_skill_change(self) -> str | None:
+        """Take back the newest change by hand; says which, or None when there is none.
+
+        Raises:
+            UsageError: the skill was changed again since.
+        """
+        if not any(change.author == HAND for change in self.bank.history()):
+            return None
+        change = self.bank.undo(HAND)
+        sync_bank_events(self._ctx)
+        return f"undone: last change of {change.skill_id}"
+
+
+def _mend(ctx: RunContext) -> None:
+    """Say what is written down and was never said, because a kill came in between."""
+    said = ctx.state.finished_ids
+    for trajectory in ctx.store.trajectories():
+        if trajectory.purpose and trajectory.id not in said:
+            ctx.emit(finished_event(trajectory))
+    sync_bank_events(ctx)
+
+
+def _import_bank(ctx: RunContext, path: Path) -> None:
+    loaded = load_bank(path)
+    have = {(skill.tier, skill.principle) for skill in ctx.bank.skills(active_only=False)}
+    new = [skill for skill in loaded.skills if (skill.tier, skill.principle) not in have]
+    if new:
+        copy_into(ctx.bank, new, SkillOrigin(phase="import", author=path.name))
+        sync_bank_events(ctx)
+    ctx.note(f"{len(new)} skills taken over from {path.name} ({loaded.format})")
+
+
+def _import_trajectories(ctx: RunContext, path: Path) -> None:
+    new = [t for t in load_trajectories(path) if t.id not in ctx.finished]
+    for trajectory in new:
+        ctx.store.append_trajectory(trajectory.model_copy(update={"purpose": ""}))
+        ctx.finished.add(trajectory.id)
+    ctx.note(f"{len(new)} trajectories taken over from {path.name}")

@@ -1,0 +1,165 @@
+"""The trainable policy of a run: its worker, its newest checkpoint, and where its phases stand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from krill_tui.config.schema import RlConfig
+from krill_tui.engine.build import policy_model
+from krill_tui.engine.context import RunContext
+from krill_tui.errors import UsageError
+from krill_tui.events import schema as ev
+from krill_tui.models.local import LocalPolicy, WorkerClient
+from krill_tui.models.worker_protocol import GrpoEpisode, SftExample
+
+KEEP_CHECKPOINTS = 3
+"""Of each phase; older ones are removed once a newer one is complete."""
+
+
+class Trainer:
+    """Loads the right weights at each point of a run and saves them.
+
+    Which checkpoint is current is written in `progress.json` after the checkpoint is complete, so a kill in
+    between leaves the one before.
+    """
+
+    def __init__(self, ctx: RunContext) -> None:
+        self._ctx = ctx
+        self._progress = ctx.store.load_progress()
+        self._loaded: str | None = None
+        """Checkpoint in the worker: its name, `base`, or None when nothing is loaded."""
+        self.policy: LocalPolicy | None = None
+
+    @property
+    def sft_step(self) -> int:
+        """Optimizer steps of SFT that a checkpoint holds."""
+        return int(self._progress.get("sft_step", 0))
+
+    @property
+    def rl_step(self) -> int:
+        """GRPO steps that a checkpoint holds."""
+        return int(self._progress.get("rl_step", 0))
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Name of the current checkpoint, e.g. `sft-32`."""
+        return self._progress.get("checkpoint")
+
+    async def acting(self) -> LocalPolicy:
+        """The policy with the newest weights of the run."""
+        return await self._load(self.checkpoint)
+
+    async def load_for_sft(self) -> LocalPolicy:
+        """The weights SFT goes on from."""
+        started = self.checkpoint if self.sft_step else None
+        return await self._load(started)
+
+    async def load_for_rl(self) -> LocalPolicy:
+        """The weights GRPO goes on from; at its start the SFT adapter becomes the frozen reference."""
+        if self.checkpoint is None and not self._ctx.config.policy.adapter:
+            self._ctx.note("no cold start in this run: RL starts from the base model", "warning")
+        policy = await self._load(self.checkpoint)
+        if not self.rl_step:
+            await self._worker().freeze_reference()
+            await self.save("rl", 0)
+        return policy
+
+    async def sft(self, examples: list[SftExample], learning_rate: float, step: int) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        reply = await self._worker().sft_step(examples, learning_rate=learning_rate)
+        self._loaded = f"sft+{step}"
+        return reply.values
+
+    async def grpo(
+        self, episodes: list[GrpoEpisode], config: RlConfig, temperature: float
+    ) -> dict[str, float]:
+        """One optimizer step of Eq. 9; returns its metrics."""
+        reply = await self._worker().grpo_step(
+            episodes,
+            learning_rate=config.learning_rate,
+            clip_epsilon=config.clip_epsilon,
+            epsilon_high=config.epsilon_high,
+            kl_coeff=config.kl_coeff,
+            loss_type=config.loss_type,
+            temperature=temperature,
+        )
+        self._loaded = "rl+"
+        return reply.values
+
+    async def save(self, phase: ev.Phase, step: int) -> None:
+        """Write a checkpoint and make it the current one."""
+        name = f"{phase}-{step}"
+        path = self._ctx.store.checkpoint_dir(phase, step)
+        await self._worker().save(str(path))
+        self._progress |= {"checkpoint": name, f"{phase}_step": step}
+        self._ctx.store.save_progress(self._progress)
+        self._loaded = name
+        self._ctx.emit(ev.CheckpointSaved(phase=phase, step=step, path=f"checkpoints/{name}"))
+        self._prune(phase, step)
+
+    def stale(self) -> None:
+        """A step may have been cut short: load the checkpoint again before going on."""
+        self._loaded = None
+
+    def forget(self) -> None:
+        """The worker died: whatever was loaded is gone."""
+        self._loaded = None
+        self.policy = None
+        self._ctx.worker = None
+
+    async def close(self) -> None:
+        if self.policy:
+            await self.policy.close()
+        if self._ctx.worker:
+            await self._ctx.worker.close()
+        self.forget()
+
+    async def _load(self, checkpoint: str | None) -> LocalPolicy:
+        wanted = checkpoint or "base"
+        if self.policy and self._loaded == wanted:
+            return self.policy
+        ctx, config = self._ctx, self._ctx.config.policy
+        folder = str(ctx.store.path / "checkpoints" / checkpoint) if checkpoint else config.adapter or None
+        if folder and not (Path(folder) / "manifest.json").exists():
+            raise UsageError(f"{folder}: holds no checkpoint of Krill")
+        model = policy_model(ctx.config)
+        if ctx.worker is None:
+            ctx.worker = await WorkerClient.start(log=ctx.store.worker_log)
+        worker = ctx.worker
+        loaded = await worker.load(
+            model=model,
+            checkpoint=folder,
+            lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            dtype=config.dtype,
+            device=config.device,
+            threads=config.threads,
+            seed=ctx.config.seed,
+            max_context=ctx.config.rl.max_prompt_length + ctx.config.rl.max_response_length,
+        )
+        ctx.emit(
+            ev.WorkerStarted(
+                model=Path(model).name,
+                parameters=loaded.parameters,
+                trainable=loaded.trainable,
+                device=loaded.device,
+                version=loaded.version,
+            )
+        )
+        self._loaded = wanted
+        self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}")
+        return self.policy
+
+    def _worker(self) -> WorkerClient:
+        assert self._ctx.worker is not None, "a load_… method comes first"
+        return self._ctx.worker
+
+    def _prune(self, phase: str, step: int) -> None:
+        """Keep the last few checkpoints of the phase, and its first (RL's first is the frozen reference)."""
+        folder = self._ctx.store.path / "checkpoints"
+        steps = sorted(
+            int(p.name.removeprefix(f"{phase}-")) for p in folder.glob(f"{phase}-[0-9]*") if p.is_dir()
+        )
+        for old in [s for s in steps if s < step][: -(KEEP_CHECKPOINTS - 1)]:
+            shutil.rmtree(folder / f"{phase}-{old}", ignore_errors=True)
