@@ -77,7 +77,8 @@ class AlfworldGame:
         """Begin again; the observation is the room and the task."""
         self.state = State(self.game)
         intro = self.game.grammar.render("#intro#", ())(self.state, {})
-        return self._result(intro.replace(TASK_PLACE, self.game.task))
+        won = goal.reached(self.state)
+        return self._result(intro.replace(TASK_PLACE, self.game.task), won)
 
     def step(self, command: str) -> StepResult:
         """Play one command; one that is not admissible changes nothing and says so."""
@@ -91,15 +92,15 @@ class AlfworldGame:
             return self._last
         start = self.state.location
         _apply(self.state, move)
-        return self._result(self._feedback(move, start))
+        won = move.action in self.game.deciding and goal.reached(self.state)
+        return self._result(self._feedback(move, start), won)
 
     def _feedback(self, move: Move, start: int) -> str:
         text = self.game.grammar.actions[move.action][1]
         env = _environment(self.game, move, start)
         return self.game.grammar.render(text, _BOUND[move.action])(self.state, env)
 
-    def _result(self, observation: str) -> StepResult:
-        won = goal.reached(self.state)
+    def _result(self, observation: str, won: bool) -> StepResult:
         self._moves, admissible = self._admissible()
         self._last = StepResult(observation, admissible, reward=float(won), done=won, won=won)
         return self._last

@@ -6,7 +6,7 @@ ids; two variables of one type never stand for the same thing. That is the genui
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ Bound = tuple[tuple[str, str], ...]
 """(variable, type) of what is known, in the order in which it became known."""
 Atom = tuple[str, Bound]
 """(predicate, its arguments)"""
-Query = Callable[["State", Env], list[Env]]
+Query = Callable[["State", Env], Sequence[Env]]
 
 NAMES: dict[str, Callable[[State], Sequence[str]]] = {
     "agent": lambda state: (state.game.agent_name,),
@@ -93,7 +93,6 @@ BINARY: dict[str, _Relation] = {
 }
 """By predicate: (first arguments that go with a second, second arguments that go with a first)."""
 
-_Extend = Callable[["State", Env], Iterable[Env]]
 
 
 def bound_after(atoms: Sequence[Atom], bound: Bound) -> Bound:
@@ -110,21 +109,28 @@ def compile_query(atoms: Sequence[Atom], bound: Bound) -> Query:
 
     A predicate that nothing here can be said about is a fact that never holds.
     """
-    extends: list[_Extend] = []
+    if not atoms:
+        return lambda state, env: (env,)
+    extends: list[Query] = []
     for atom in atoms:
         extends.append(_compile_atom(atom, bound))
         bound = bound_after([atom], bound)
+    first, rest = extends[0], extends[1:]
+    if not rest:
+        return first
 
-    def query(state: State, env: Env) -> list[Env]:
-        answers = [env]
-        for extend in extends:
+    def query(state: State, env: Env) -> Sequence[Env]:
+        answers = first(state, env)
+        for extend in rest:
+            if not answers:
+                return answers
             answers = [more for answer in answers for more in extend(state, answer)]
         return answers
 
     return query
 
 
-def _compile_atom(atom: Atom, bound: Bound) -> _Extend:
+def _compile_atom(atom: Atom, bound: Bound) -> Query:
     predicate, arguments = atom
     known = dict(bound)
     if predicate in UNARY and len(arguments) == 1:
@@ -134,7 +140,7 @@ def _compile_atom(atom: Atom, bound: Bound) -> _Extend:
         others = _same_kind(kind, bound)
         everything = NAMES[kind]
 
-        def over(state: State, env: Env) -> Iterable[Env]:
+        def over(state: State, env: Env) -> Sequence[Env]:
             inside, taken = members(state), {env[other] for other in others}
             numbers = range(len(everything(state)))
             return [{**env, variable: n} for n in numbers if n in inside and n not in taken]
@@ -145,7 +151,7 @@ def _compile_atom(atom: Atom, bound: Bound) -> _Extend:
     return lambda state, env: ()
 
 
-def _compile_pair(relation: _Relation, one: tuple[str, str], two: tuple[str, str], bound: Bound) -> _Extend:
+def _compile_pair(relation: _Relation, one: tuple[str, str], two: tuple[str, str], bound: Bound) -> Query:
     firsts, seconds = relation
     (first, kind), (second, _) = one, two
     known = dict(bound)
@@ -158,19 +164,21 @@ def _compile_pair(relation: _Relation, one: tuple[str, str], two: tuple[str, str
     everything = NAMES[kind]
     taken_first, taken_second = _same_kind(kind, bound), _same_kind(two[1], (*bound, one))
 
-    def over(state: State, env: Env) -> Iterable[Env]:
+    def over(state: State, env: Env) -> Sequence[Env]:
         taken = {env[other] for other in taken_first}
+        answers: list[Env] = []
         for number in range(len(everything(state))):
             if number not in taken:
                 inner = {**env, first: number}
-                yield from _extended(inner, second, seconds(state, number), taken_second)
+                answers += _extended(inner, second, seconds(state, number), taken_second)
+        return answers
 
     return over
 
 
 def _choices(
     side: Callable[[State, int], Sequence[int]], given: str, new: str, others: tuple[str, ...]
-) -> _Extend:
+) -> Query:
     return lambda state, env: _extended(env, new, side(state, env[given]), others)
 
 

@@ -21,6 +21,10 @@ class Move(NamedTuple):
     second: int = -1
 
 
+Literal = tuple[str, tuple[str, ...]]
+"""(predicate, variables); `!=` for inequality."""
+
+
 @dataclass(frozen=True, slots=True)
 class GoalClause:
     """`exists` variables such that every literal holds.
@@ -31,8 +35,8 @@ class GoalClause:
     variables: tuple[tuple[str, str], ...]
     """(name, type) in the order in which they are bound: agents and locations first."""
     candidates: Mapping[str, tuple[int, ...]]
-    literals: tuple[tuple[str, tuple[str, ...]], ...]
-    """(predicate, variables), `!=` for inequality."""
+    literals: tuple[tuple[Literal, ...], ...]
+    """By variable: the literals that can be judged once it is bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class GameData:
     can_contain: frozenset[tuple[str, str]]
     """(receptacle type, object type)"""
     goal: tuple[GoalClause, ...]
+    deciding: frozenset[str]
+    """The actions after which the goal may have become true."""
     start_location: int
     contents: tuple[tuple[int, ...], ...]
     """By receptacle: the objects in it at the start, ascending."""

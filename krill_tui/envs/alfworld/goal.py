@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from krill_tui.envs.alfworld.facts import BINARY, OBJECT_FLAGS, UNARY
-from krill_tui.envs.alfworld.game import GameData, GoalClause
+from krill_tui.envs.alfworld.game import GameData, GoalClause, Literal
 from krill_tui.envs.alfworld.pddl import Expr
 from krill_tui.errors import DataError
 
@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from krill_tui.envs.alfworld.engine import State
 
 _ORDER = {"agent": 0, "location": 1, "object": 2, "receptacle": 3}
+_CHANGED_BY = {
+    "atlocation": ("gotolocation",),
+    "opened": ("openobject", "closeobject"),
+    "inreceptacle": ("pickupobject", "putobject"),
+    "not_inreceptacle": ("pickupobject", "putobject"),
+    "objectatlocation": ("pickupobject", "putobject"),
+    "holds": ("pickupobject", "putobject"),
+    "holdsany": ("pickupobject", "putobject"),
+    "isclean": ("cleanobject",),
+    "ishot": ("heatobject", "coolobject"),
+    "iscool": ("heatobject", "coolobject"),
+    "istoggled": ("toggleobject",),
+    "ison": ("toggleobject",),
+    "issliced": ("sliceobject",),
+}
 _STATIC = {*OBJECT_FLAGS, "openable", "objecttype", "receptacletype"}
 
 
@@ -45,7 +60,7 @@ def _clause(expr: Expr, game: GameData) -> GoalClause:
         "receptacle": len(game.receptacle_names),
     }
     candidates = {name: tuple(range(counts[kind])) for name, kind in kinds.items()}
-    running: list[tuple[str, tuple[str, ...]]] = []
+    running: list[Literal] = []
     for predicate, *arguments in literals:
         if predicate in _STATIC:
             variable = arguments[0]
@@ -54,7 +69,11 @@ def _clause(expr: Expr, game: GameData) -> GoalClause:
         else:
             running.append((predicate, tuple(arguments)))
     ordered = tuple(sorted(kinds.items(), key=lambda item: _ORDER[item[1]]))
-    return GoalClause(variables=ordered, candidates=candidates, literals=tuple(running))
+    depth = {name: number for number, (name, _) in enumerate(ordered)}
+    literals_at: list[list[Literal]] = [[] for _ in ordered]
+    for literal in running:
+        literals_at[max(depth[name] for name in literal[1])].append(literal)
+    return GoalClause(ordered, candidates, tuple(map(tuple, literals_at)))
 
 
 def _flatten(expr: Expr, kinds: dict[str, str], literals: list[tuple[str, ...]]) -> None:
@@ -105,29 +124,30 @@ def _satisfied(clause: GoalClause, state: State, env: dict[str, int], depth: int
     if depth == len(clause.variables):
         return True
     variable, kind = clause.variables[depth]
-    candidates = clause.candidates[variable]
-    if kind == "location":
-        # A place matters to a goal only as the agent's.
-        candidates = (state.location,)
+    # A place matters to a goal only as the agent's.
+    candidates = (state.location,) if kind == "location" else clause.candidates[variable]
     for number in candidates:
         env[variable] = number
-        if _holds(clause, state, env, variable) and _satisfied(clause, state, env, depth + 1):
-            return True
-    env.pop(variable, None)
+        for literal in clause.literals[depth]:
+            if not _holds(literal, state, env):
+                break
+        else:
+            if _satisfied(clause, state, env, depth + 1):
+                return True
     return False
 
 
-def _holds(clause: GoalClause, state: State, env: dict[str, int], newest: str) -> bool:
-    """Whether the literals that the newest variable completes hold."""
-    for predicate, arguments in clause.literals:
-        if newest not in arguments or not all(name in env for name in arguments):
-            continue
-        if predicate == "!=":
-            if env[arguments[0]] == env[arguments[1]]:
-                return False
-        elif len(arguments) == 1:
-            if env[arguments[0]] not in UNARY[predicate](state):
-                return False
-        elif env[arguments[0]] not in BINARY[predicate][0](state, env[arguments[1]]):
-            return False
-    return True
+def _holds(literal: Literal, state: State, env: Mapping[str, int]) -> bool:
+    predicate, arguments = literal
+    if len(arguments) == 1:
+        return env[arguments[0]] in UNARY[predicate](state)
+    first, second = arguments
+    if predicate == "!=":
+        return env[first] != env[second]
+    return env[first] in BINARY[predicate][0](state, env[second])
+
+
+def deciding_actions(goal: tuple[GoalClause, ...]) -> frozenset[str]:
+    """The actions that can make the goal true: after all others there is nothing to check."""
+    predicates = {literal[0] for clause in goal for literals in clause.literals for literal in literals}
+    return frozenset(action for predicate in predicates for action in _CHANGED_BY.get(predicate, ()))

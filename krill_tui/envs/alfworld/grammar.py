@@ -148,12 +148,18 @@ def _concatenated(items: RenderMany) -> Render:
 
 def _joined(parts: list[str | Render]) -> Render:
     """Parts one after the other, with neighbouring constants merged."""
-    if all(isinstance(part, str) for part in parts):
-        constant = "".join(part for part in parts if isinstance(part, str))
-        return lambda state, env: constant
-    renders = [_constant(part) if isinstance(part, str) else part for part in parts]
+    merged: list[str | Render] = []
+    for part in parts:
+        if isinstance(part, str) and merged and isinstance(merged[-1], str):
+            merged[-1] += part
+        else:
+            merged.append(part)
+    renders = [_constant(part) if isinstance(part, str) else part for part in merged]
     if len(renders) == 1:
         return renders[0]
+    if len(merged) == 2 and isinstance(merged[0], str):
+        prefix, render = merged[0], renders[1]
+        return lambda state, env: prefix + render(state, env)
     return lambda state, env: "".join([render(state, env) for render in renders])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from krill_tui.envs.alfworld.facts import OBJECT_FLAGS, OBJECT_STATES
 from krill_tui.envs.alfworld.game import GameData, Rules
-from krill_tui.envs.alfworld.goal import compile_goal
+from krill_tui.envs.alfworld.goal import compile_goal, deciding_actions
 from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
 from krill_tui.envs.alfworld.pddl import Expr, parse_domain, parse_expression
 from krill_tui.errors import DataError
@@ -130,6 +130,7 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
         inner_objects={outer: tuple(sorted(inside)) for outer, inside in inner.items()},
         can_contain=frozenset(facts["cancontain"]),
         goal=(),
+        deciding=frozenset(),
         start_location=locations[next(iter(facts["atlocation"]))[1]],
         contents=tuple(tuple(sorted(inside)) for inside in contents),
         object_at=frozenset((objects[o], locations[place]) for o, place in facts["objectatlocation"]),
@@ -137,7 +138,8 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
         states={name: frozenset(objects[o] for o, _ in facts[name]) for name in OBJECT_STATES},
         agent_name=names[ids["agent"][0]],
     )
-    return replace(game, goal=compile_goal(goal, game))
+    clauses = compile_goal(goal, game)
+    return replace(game, goal=clauses, deciding=deciding_actions(clauses))
 
 
 def _things(facts: Facts) -> dict[str, set[str]]:

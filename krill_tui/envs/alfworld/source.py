@@ -76,7 +76,7 @@ class BuiltinSource:
         game, _ = worlds.build_world(size, split, seed, index)
         return AlfworldEnvironment(task, game)
 
-    def expert(self, task: Task, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+    def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
         return AlfworldExpert(hints)
 
     def content_hash(self) -> str:
@@ -157,7 +157,7 @@ class GamesSource:
             raise DataError(f"the game '{task.ref}' lies outside {self.root}")
         return AlfworldEnvironment(task, load_game(path))
 
-    def expert(self, task: Task, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+    def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
         return AlfworldExpert(hints)
 
     def content_hash(self) -> str:
