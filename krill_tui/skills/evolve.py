@@ -1,0 +1,186 @@
+"""Evolution of the bank after a validation: S_new = M_T(T_val-, SkillBank), SkillBank <- SkillBank + S_new."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from krill_tui.models.base import Embedder
+from krill_tui.skill import GENERAL, SkillOrigin, SkillProposal
+from krill_tui.skills.admission import Accepted, Refused, admit
+from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY
+from krill_tui.skills.teacher import OnCall, Teacher, check_teachable
+from krill_tui.skills.text import parse_location
+from krill_tui.trajectory import StopReason, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class EvolutionOptions:
+    """The paper's values."""
+
+    threshold: float = 0.4
+    """Categories whose success is below it are read."""
+    max_new_skills: int = 3
+    max_analysis_deep: int = 10
+    """Failures read when the worst category is below half the threshold."""
+    max_analysis_shallow: int = 5
+    duplicate_threshold: float = DUPLICATE_SIMILARITY
+
+
+@dataclass(frozen=True, slots=True)
+class CategoryRate:
+    """Success of one category in a validation."""
+
+    wins: int
+    episodes: int
+
+    @property
+    def rate(self) -> float:
+        return self.wins / self.episodes if self.episodes else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EvolveReport:
+    """One cycle; where nothing was done, `reason` says why."""
+
+    rates: dict[str, CategoryRate]
+    failing: tuple[str, ...] = ()
+    """Categories below the threshold, worst first."""
+    failures: tuple[str, ...] = ()
+    """Ids of the trajectories the teacher read."""
+    prompt: str = ""
+    reply: str = ""
+    accepted: tuple[Accepted, ...] = field(default=())
+    refused: tuple[Refused, ...] = field(default=())
+    reason: str = ""
+
+
+def category_rates(trajectories: Sequence[Trajectory]) -> dict[str, CategoryRate]:
+    """Success by category, in alphabetical order; episodes that broke or were stopped do not count."""
+    counts: defaultdict[str, list[bool]] = defaultdict(list)
+    for trajectory in _judged(trajectories):
+        counts[trajectory.category or GENERAL].append(trajectory.success)
+    return {name: CategoryRate(sum(wins), len(wins)) for name, wins in sorted(counts.items())}
+
+
+def failing_categories(rates: Mapping[str, CategoryRate], threshold: float) -> tuple[str, ...]:
+    """Categories below the threshold, worst first."""
+    below = [name for name, rate in rates.items() if rate.rate < threshold]
+    return tuple(sorted(below, key=lambda name: (rates[name].rate, name)))
+
+
+def select_failures(trajectories: Sequence[Trajectory], options: EvolutionOptions) -> list[Trajectory]:
+    """The failures a teacher reads: in turn from each failing category, worst category first.
+
+    Within a category a task that was not read yet comes before another failure of the same one.
+    """
+    rates = category_rates(trajectories)
+    failing = failing_categories(rates, options.threshold)
+    if not failing:
+        return []
+    deep = rates[failing[0]].rate < options.threshold / 2
+    count = options.max_analysis_deep if deep else options.max_analysis_shallow
+    lost = [trajectory for trajectory in _judged(trajectories) if not trajectory.success]
+    queues = [_fresh_tasks_first([t for t in lost if (t.category or GENERAL) == name]) for name in failing]
+    chosen: list[Trajectory] = []
+    while len(chosen) < count and any(queues):
+        for queue in queues:
+            if queue and len(chosen) < count:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+async def evolve(
+    trajectories: Sequence[Trajectory],
+    bank: SkillBank,
+    teacher: Teacher,
+    embedder: Embedder,
+    options: EvolutionOptions | None = None,
+    *,
+    on_call: OnCall | None = None,
+) -> EvolveReport:
+    """One cycle over the episodes of a validation on the evolve split; counts the bank's cycle up.
+
+    A teacher that fails ends the cycle with a reason, not the run.
+
+    Raises:
+        SplitProtectedError: a trajectory comes from a split that is reported.
+    """
+    options = options or EvolutionOptions()
+    check_teachable(trajectories)
+    cycle = bank.cycle + 1
+    rates = category_rates(trajectories)
+    failing = failing_categories(rates, options.threshold)
+    failures = select_failures(trajectories, options)
+    ids = tuple(trajectory.id for trajectory in failures)
+    if not failures or options.max_new_skills < 1:
+        bank.set_cycle(cycle)
+        return EvolveReport(rates, failing, reason=_why_nothing_to_ask(rates, options))
+    result = await teacher.evolve(
+        failures,
+        [trajectory for trajectory in _judged(trajectories) if trajectory.success],
+        category_rates={name: rate.rate for name, rate in rates.items()},
+        bank_skills=bank.skills(),
+        max_new_skills=options.max_new_skills,
+        on_call=on_call,
+    )
+    by_id = {trajectory.id: trajectory for trajectory in trajectories}
+    # One write for skills and cycle: a run that is killed here repeats the cycle or has all of it.
+    with bank.batch():
+        accepted, refused = await admit(
+            [_to_failing_tier(proposal, failing, by_id) for proposal in result.proposals],
+            bank,
+            embedder,
+            SkillOrigin(phase="evolve", cycle=cycle, author=teacher.name),
+            threshold=options.duplicate_threshold,
+            max_new=options.max_new_skills,
+        )
+        bank.set_cycle(cycle)
+    reason = "" if accepted else _why_nothing_accepted(result.error, len(refused))
+    return EvolveReport(
+        rates, failing, ids, result.prompt, result.reply, tuple(accepted), tuple(refused), reason
+    )
+
+
+def _judged(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    spoilt = (StopReason.CANCELLED, StopReason.ERROR)
+    return [trajectory for trajectory in trajectories if trajectory.stop_reason not in spoilt]
+
+
+def _fresh_tasks_first(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    turns: defaultdict[str, int] = defaultdict(int)
+    ranked: list[tuple[int, Trajectory]] = []
+    for trajectory in trajectories:
+        ranked.append((turns[trajectory.task_id], trajectory))
+        turns[trajectory.task_id] += 1
+    return [trajectory for _, trajectory in sorted(ranked, key=lambda item: item[0])]
+
+
+def _to_failing_tier(
+    proposal: SkillProposal, failing: Sequence[str], trajectories: Mapping[str, Trajectory]
+) -> SkillProposal:
+    """A location helps every task; anything else goes to the failing category it was learned from."""
+    if parse_location(proposal.principle) is not None:
+        return proposal.model_copy(update={"tier": GENERAL})
+    if proposal.tier in failing:
+        return proposal
+    sources = [trajectories[i].category for i in proposal.evidence if i in trajectories]
+    tier = next((category for category in sources if category in failing), failing[0])
+    return proposal.model_copy(update={"tier": tier})
+
+
+def _why_nothing_to_ask(rates: Mapping[str, CategoryRate], options: EvolutionOptions) -> str:
+    if not rates:
+        return "no episode of the validation was finished"
+    if options.max_new_skills < 1:
+        return "max_new_skills is 0"
+    worst = min(rates, key=lambda name: (rates[name].rate, name))
+    return f"no category is below {options.threshold:.0%} (the worst: {worst} {rates[worst].rate:.0%})"
+
+
+def _why_nothing_accepted(error: str | None, refused: int) -> str:
+    if error:
+        return f"the teacher failed: {error}"
+    return f"all {refused} proposals were refused" if refused else "the teacher proposed nothing"

@@ -1,0 +1,190 @@
+"""The teacher of the paper: a chat model that reads episodes and writes skills."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Literal
+
+from krill_tui.envs.alfworld.text import CATEGORIES
+from krill_tui.errors import ModelError
+from krill_tui.models.base import ChatModel, ChatUsage, Message
+from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
+from krill_tui.skills.prompts import complaint, distill_messages, evolve_messages
+from krill_tui.skills.replies import TaughtSkill, UnreadableReply, parse_reply
+from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, TeacherCall, check_teachable
+from krill_tui.trajectory import Trajectory
+
+_ATTEMPTS = 3
+_NAMES_SHOWN = 60
+
+
+class LLMTeacher:
+    """Asks once for each trajectory, all at once: the chat model bounds how many calls are in flight."""
+
+    is_llm = True
+
+    def __init__(
+        self,
+        chat: ChatModel,
+        *,
+        attempts: int = _ATTEMPTS,
+        trajectory_tokens: int = 6000,
+        evolve_tokens: int = 24000,
+        temperature: float | None = None,
+    ) -> None:
+        """
+        Args:
+            attempts: Questions asked until a reply can be read.
+            trajectory_tokens: Budget of one episode in a distillation prompt.
+            evolve_tokens: Budget of all failures together in an evolution prompt.
+            temperature: None is the endpoint's own.
+        """
+        self.name = chat.name
+        self._chat = chat
+        self._attempts = attempts
+        self._trajectory_tokens = trajectory_tokens
+        self._evolve_tokens = evolve_tokens
+        self._temperature = temperature
+
+    async def distill(
+        self,
+        trajectories: Sequence[Trajectory],
+        bank_skills: Sequence[Skill],
+        *,
+        env: str,
+        on_call: OnCall | None = None,
+    ) -> DistillResult:
+        """See `Teacher.distill`. A call that fails is a record in `failures`; the others go on."""
+        check_teachable(trajectories)
+        categories = _categories(env, trajectories, bank_skills)
+
+        async def read(trajectory: Trajectory) -> tuple[TeacherCall, list[SkillProposal]]:
+            messages = distill_messages(
+                trajectory,
+                bank_skills[:_NAMES_SHOWN],
+                categories,
+                token_budget=self._trajectory_tokens,
+            )
+            call, taught = await self._ask("distill", (trajectory.id,), messages)
+            if on_call is not None:
+                on_call(call)
+            kind = SkillKind.STRATEGY if trajectory.success else SkillKind.LESSON
+            proposals = [
+                _proposal(skill, kind, categories, trajectory.category, (trajectory.id,)) for skill in taught
+            ]
+            # A reading of one episode cannot judge the bank: only evolution refines.
+            return call, [proposal.model_copy(update={"refines": None}) for proposal in proposals]
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(read(trajectory)) for trajectory in trajectories]
+        results = [task.result() for task in tasks]
+        return DistillResult(
+            tuple(proposal for _, proposals in results for proposal in proposals),
+            calls=len(results),
+            failures=tuple(call for call, _ in results if call.error is not None),
+        )
+
+    async def evolve(
+        self,
+        failures: Sequence[Trajectory],
+        successes: Sequence[Trajectory],
+        *,
+        category_rates: Mapping[str, float],
+        bank_skills: Sequence[Skill],
+        max_new_skills: int,
+        on_call: OnCall | None = None,
+    ) -> EvolveResult:
+        """See `Teacher.evolve`; an LLM reads the failures only, within its token budget."""
+        check_teachable([*failures, *successes])
+        if not failures:
+            return EvolveResult()
+        categories = _categories(failures[0].env, failures, bank_skills)
+        messages = evolve_messages(
+            failures,
+            category_rates,
+            bank_skills,
+            categories,
+            max_new_skills=max_new_skills,
+            token_budget=self._evolve_tokens,
+        )
+        ids = tuple(trajectory.id for trajectory in failures)
+        call, taught = await self._ask("evolve", ids, messages)
+        if on_call is not None:
+            on_call(call)
+        worst = min(category_rates, key=lambda name: (category_rates[name], name), default="")
+        fallback = failures[0].category or worst
+        proposals = [_proposal(skill, SkillKind.LESSON, categories, fallback, ids) for skill in taught]
+        return EvolveResult(tuple(proposals), call.prompt, call.reply, call.error)
+
+    async def close(self) -> None:
+        await self._chat.close()
+
+    async def _ask(
+        self, kind: Literal["distill", "evolve"], ids: tuple[str, ...], messages: list[Message]
+    ) -> tuple[TeacherCall, list[TaughtSkill]]:
+        """Ask until the reply can be read; the record of it, and the skills (none if it never could)."""
+        started = perf_counter()
+        prompt = "\n\n".join(message["content"] for message in messages)
+        call = TeacherCall(kind, ids, prompt)
+        asked = list(messages)
+        used = ChatUsage()
+        taught: list[TaughtSkill] = []
+        for attempt in range(1, self._attempts + 1):
+            try:
+                answer = await self._chat.complete(asked, temperature=self._temperature)
+            except ModelError as error:
+                call = replace(call, error=str(error), attempts=attempt)
+                break
+            used = ChatUsage(
+                used.prompt_tokens + answer.usage.prompt_tokens,
+                used.completion_tokens + answer.usage.completion_tokens,
+            )
+            call = replace(call, reply=answer.text, attempts=attempt, error=None)
+            try:
+                taught = parse_reply(answer.text)
+                break
+            except UnreadableReply as problem:
+                call = replace(call, error=f"unreadable reply: {problem}")
+                asked = [*messages, {"role": "assistant", "content": answer.text}]
+                asked.append({"role": "user", "content": complaint(str(problem))})
+        return replace(call, seconds=perf_counter() - started, usage=used), taught
+
+
+def _categories(
+    env: str, trajectories: Sequence[Trajectory], bank_skills: Sequence[Skill]
+) -> tuple[str, ...]:
+    """Tiers a skill may go to, besides the general one."""
+    known = list(CATEGORIES) if env == "alfworld" else []
+    known += [trajectory.category for trajectory in trajectories]
+    known += [skill.tier for skill in bank_skills]
+    return tuple(name for name in dict.fromkeys(known) if name and name != GENERAL)
+
+
+def _proposal(
+    skill: TaughtSkill,
+    kind: SkillKind,
+    categories: Sequence[str],
+    fallback: str,
+    evidence: tuple[str, ...],
+) -> SkillProposal:
+    return SkillProposal(
+        name=skill.name,
+        principle=skill.principle,
+        when_to_apply=skill.when_to_apply,
+        tier=_tier(skill.category, categories, fallback),
+        kind=kind,
+        refines=skill.refines or None,
+        evidence=evidence,
+        reason=skill.reason,
+    )
+
+
+def _tier(category: str, categories: Sequence[str], fallback: str) -> str:
+    """`general` in any case; a known category in any case; anything else is the episode's own."""
+    if category.casefold() == GENERAL:
+        return GENERAL
+    known = {name.casefold(): name for name in categories}
+    return known.get(category.casefold(), fallback or GENERAL)
