@@ -56,9 +56,8 @@ def render_system(env: str, skills: Sequence[Skill], options: PromptOptions) -> 
 def render_turn(result: StepResult, task: Task, options: PromptOptions, *, first: bool) -> str:
     """User message: the observation, the task again (turns after the first), the admissible actions."""
     parts = [result.observation.strip()]
-    if options.style == "compact":
-        if not first and task.description:
-            parts.append(f"Task: {task.description}")
+    if options.style == "compact" and not first and task.description:
+        parts.append(f"Task: {task.description}")
     if options.list_admissible and result.admissible:
         parts.append("Admissible actions:\n" + "\n".join(result.admissible))
     return "\n".join(parts)

@@ -30,9 +30,9 @@ class EnvConfig(Settings):
     """Live server; empty: http://localhost:3000 (ALFWorld) or :3001 (WebShop)."""
     world_size: Literal["small", "full"] = "full"
     """Size of procedural worlds; `full` is like the dataset."""
-    max_steps: int = Field(50, ge=1, le=1000)
+    max_steps: int = Field(default=50, ge=1, le=1000)
     """Steps after which an episode ends."""
-    concurrency: int = Field(64, ge=1, le=4096)
+    concurrency: int = Field(default=64, ge=1, le=4096)
     """Episodes played at once."""
 
 
@@ -43,9 +43,9 @@ class PolicyConfig(Settings):
     """Local model: folder or Hugging Face name; empty: the embedded krill-tiny."""
     adapter: str = ""
     """Checkpoint folder whose LoRA adapter a run starts from; empty: a fresh one."""
-    temperature: float = Field(1.0, ge=0.0, le=5.0)
+    temperature: float = Field(default=1.0, ge=0.0, le=5.0)
     """Of sampling in collection and RL; evaluation has its own."""
-    eval_temperature: float = Field(0.0, ge=0.0, le=5.0)
+    eval_temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     """Of sampling in validation and evaluation; 0 is greedy."""
     constrained: bool = False
     """Choose among admissible actions only; training then uses the same constrained distribution."""
@@ -53,96 +53,96 @@ class PolicyConfig(Settings):
     """`compact` is the one krill-tiny was trained on."""
     list_admissible: bool = True
     """Show the admissible actions in the prompt."""
-    lora_rank: int = Field(16, ge=1, le=1024)
-    lora_alpha: int = Field(32, ge=1, le=4096)
+    lora_rank: int = Field(default=16, ge=1, le=1024)
+    lora_alpha: int = Field(default=32, ge=1, le=4096)
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `mps`."""
-    threads: int = Field(0, ge=0, le=1024)
+    threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the model worker; 0: it chooses."""
 
 
 class CollectConfig(Settings):
-    episodes: int = Field(64, ge=1)
+    episodes: int = Field(default=64, ge=1)
     """Episodes of phase 1."""
 
 
 class TeacherConfig(Settings):
     kind: Literal["openai", "builtin"] = "openai"
     """`builtin` is a program that mines trajectories; it is not an LLM."""
-    concurrency: int = Field(8, ge=1, le=1024)
+    concurrency: int = Field(default=8, ge=1, le=1024)
     """Calls in flight."""
-    timeout: float = Field(120.0, gt=0)
+    timeout: float = Field(default=120.0, gt=0)
     """Seconds a call may take."""
-    max_retries: int = Field(6, ge=0, le=100)
+    max_retries: int = Field(default=6, ge=0, le=100)
     """Retries of a transient fault."""
 
 
 class SftConfig(Settings):
-    learning_rate: float = Field(1e-4, gt=0)
-    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_size: int = Field(default=16, ge=1)
     """Demonstrations in one optimizer step."""
-    epochs: int = Field(3, ge=1)
-    num_examples: int = Field(7500, ge=1)
+    epochs: int = Field(default=3, ge=1)
+    num_examples: int = Field(default=7500, ge=1)
     """Demonstrations: episodes that were played and won."""
-    checkpoint_interval: int = Field(50, ge=1)
+    checkpoint_interval: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints."""
 
 
 class RlConfig(Settings):
-    learning_rate: float = Field(1e-6, gt=0)
-    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(default=1e-6, gt=0)
+    batch_size: int = Field(default=64, ge=1)
     """Episodes of one step: batch_size / group_size groups."""
-    group_size: int = Field(8, ge=2)
+    group_size: int = Field(default=8, ge=2)
     """Episodes of one task whose returns are compared (G of Eq. 9)."""
-    kl_coeff: float = Field(0.01, ge=0)
+    kl_coeff: float = Field(default=0.01, ge=0)
     """beta of Eq. 9."""
-    clip_epsilon: float = Field(0.2, gt=0, lt=1)
-    epsilon_high: float | None = Field(None, gt=0)
+    clip_epsilon: float = Field(default=0.2, gt=0, lt=1)
+    epsilon_high: float | None = Field(default=None, gt=0)
     """Upper clip; empty: clip_epsilon."""
-    invalid_action_penalty: float = Field(0.1, ge=0)
+    invalid_action_penalty: float = Field(default=0.1, ge=0)
     """Subtracted from the return for each invalid action."""
-    max_prompt_length: int = Field(6000, ge=1)
-    max_response_length: int = Field(1024, ge=1)
-    training_epochs: int = Field(150, ge=1)
+    max_prompt_length: int = Field(default=6000, ge=1)
+    max_response_length: int = Field(default=1024, ge=1)
+    training_epochs: int = Field(default=150, ge=1)
     """GRPO steps."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     scale_rewards: bool = True
     """Divide advantages by the group's standard deviation."""
-    checkpoint_interval: int = Field(5, ge=1)
+    checkpoint_interval: int = Field(default=5, ge=1)
 
 
 class SkillRetrievalConfig(Settings):
     mode: Literal["embedding", "template"] = "embedding"
     """`template`: all skills of the category; `embedding`: TopK over the threshold (the paper's S_ret)."""
-    top_k: int = Field(6, ge=0)
-    similarity_threshold: float = Field(0.4, ge=-1, le=1)
-    general_top_k: int = Field(12, ge=0)
+    top_k: int = Field(default=6, ge=0)
+    similarity_threshold: float = Field(default=0.4, ge=-1, le=1)
+    general_top_k: int = Field(default=12, ge=0)
     """General skills in a prompt, best first."""
-    token_budget: int = Field(2000, ge=0)
+    token_budget: int = Field(default=2000, ge=0)
     """Tokens all skills of a prompt may take."""
     embedder: Literal["openai", "builtin"] = "openai"
 
 
 class EvolutionConfig(Settings):
-    validation_interval: int = Field(5, ge=1)
+    validation_interval: int = Field(default=5, ge=1)
     """RL steps between validations (V)."""
-    max_new_skills: int = Field(3, ge=0)
+    max_new_skills: int = Field(default=3, ge=0)
     """Per evolution cycle."""
-    evolution_threshold: float = Field(0.4, ge=0, le=1)
+    evolution_threshold: float = Field(default=0.4, ge=0, le=1)
     """Categories below this success rate are read by the teacher."""
-    max_analysis_deep: int = Field(10, ge=0)
+    max_analysis_deep: int = Field(default=10, ge=0)
     """Failures shown when a category is far below the threshold."""
-    max_analysis_shallow: int = Field(5, ge=0)
+    max_analysis_shallow: int = Field(default=5, ge=0)
     """Failures shown when it is near."""
-    episodes: int = Field(48, ge=1)
+    episodes: int = Field(default=48, ge=1)
     """Episodes of one validation on the evolve split."""
 
 
 class EvaluationConfig(Settings):
-    episodes: int = Field(140, ge=1)
+    episodes: int = Field(default=140, ge=1)
     """Games of an evaluation; before/after numbers come from it."""
-    seeds: int = Field(1, ge=1, le=100)
+    seeds: int = Field(default=1, ge=1, le=100)
     """Times each game is played, each with its own sampling seed."""
     split: str = ""
     """Empty: `test` of procedural worlds, `valid_seen` of genuine games."""
@@ -151,13 +151,13 @@ class EvaluationConfig(Settings):
 class ModelConfig(Settings):
     policy_api_base: str = "http://localhost:8000/v1"
     policy_model_id: str = "Qwen/Qwen2.5-7B-Instruct"
-    policy_api_key: str = Field("", repr=False)
+    policy_api_key: str = Field(default="", repr=False)
     teacher_api_base: str = "https://api.openai.com/v1"
     teacher_model_id: str = "o3"
-    teacher_api_key: str = Field("", repr=False)
+    teacher_api_key: str = Field(default="", repr=False)
     embedding_api_base: str = "https://api.openai.com/v1"
     embedding_model_id: str = "text-embedding-3-small"
-    embedding_api_key: str = Field("", repr=False)
+    embedding_api_key: str = Field(default="", repr=False)
 
 
 class KrillConfig(Settings):
@@ -165,7 +165,7 @@ class KrillConfig(Settings):
 
     preset: Literal["paper", "tiny"] = "paper"
     """Where the defaults came from."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     env: EnvConfig = EnvConfig()
     policy: PolicyConfig = PolicyConfig()
     collect: CollectConfig = CollectConfig()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from krill_tui import paths
@@ -73,7 +73,7 @@ def build_program_policy(config: KrillConfig, source: TaskSource) -> Policy | No
     """The policy of the config where it is no local model; None where it is."""
     kind = config.policy.kind
     if kind == "expert":
-        return ExpertPolicy(lambda hints: source.expert(hints))
+        return ExpertPolicy(source.expert)
     if kind == "random":
         return RandomPolicy()
     if kind == "openai":
@@ -110,10 +110,7 @@ def policy_model(config: KrillConfig) -> str:
 def demonstrator(source: TaskSource) -> ExpertPolicy:
     """The expert that follows the skills of its prompt and quotes them."""
 
-    def make(hints: Mapping[str, Sequence[str]]):
-        return source.expert(hints)
-
-    return ExpertPolicy(make, follow_skills=True)
+    return ExpertPolicy(source.expert, follow_skills=True)
 
 
 class TaskPlan:

@@ -144,17 +144,18 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
 
 
 async def evaluate(
-    ctx: RunContext,
-    plan: TaskPlan,
-    policy: Policy,
-    *,
-    stage: Any,
-    with_skills: bool,
-    split: str | None = None,
+    ctx: RunContext, plan: TaskPlan, policy: Policy, *, stage: ev.Stage, weights: str, with_skills: bool
 ) -> None:
-    """Success on a reported split; nobody learns from it."""
-    tasks = plan.evaluation(ctx.config.evaluation.episodes, split)
-    prefix = f"evaluate-{stage}"
+    """Success on a reported split; nobody learns from it.
+
+    With several `evaluation.seeds` each game is played once per seed: all count in the rate.
+    """
+    name = plan.evaluation_split()
+    games = plan.evaluation(ctx.config.evaluation.episodes)
+    tasks = [task for _ in range(ctx.config.evaluation.seeds) for task in games]
+    # The same question (weights, bank, split) is the same evaluation, so a broken-off one goes on.
+    bank = ctx.bank.version if with_skills else 0
+    prefix = f"evaluate-{stage}-{name}-{weights}-{bank}".replace(":", "-")
     specs = make_specs(ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills)
     log = PhaseLog(
         ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)

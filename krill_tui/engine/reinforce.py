@@ -15,6 +15,7 @@ from krill_tui.engine.trainer import Trainer
 from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
+from krill_tui.skills.evolve import EvolutionOptions
 from krill_tui.skills.evolve import evolve as evolve_bank
 from krill_tui.training.advantage import group_advantages
 from krill_tui.trajectory import StopReason, Task, Trajectory
@@ -143,17 +144,21 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
 async def _evolve(
     ctx: RunContext, played: Sequence[Trajectory], categories: dict[str, ev.Rate], step: int
 ) -> None:
+    if ctx.bank.cycle > ctx.state.evolution_cycle:
+        _say_finished_cycle(ctx, categories, step)
+        return
     settings = ctx.config.evolution
-    cycle = ctx.bank.cycle + 1
     report = await evolve_bank(
         played,
         ctx.bank,
         ctx.teacher,
         ctx.embedder,
-        threshold=settings.evolution_threshold,
-        max_new_skills=settings.max_new_skills,
-        max_analysis_deep=settings.max_analysis_deep,
-        max_analysis_shallow=settings.max_analysis_shallow,
+        EvolutionOptions(
+            threshold=settings.evolution_threshold,
+            max_new_skills=settings.max_new_skills,
+            max_analysis_deep=settings.max_analysis_deep,
+            max_analysis_shallow=settings.max_analysis_shallow,
+        ),
         on_call=lambda call: ctx.emit(teacher_event(ctx.teacher.name, call)),
     )
     sync_bank_events(ctx)
@@ -161,18 +166,26 @@ async def _evolve(
         ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="rl"))
     ctx.emit(
         ev.Evolved(
-            cycle=cycle,
+            cycle=ctx.bank.cycle,
             step=step,
             rates=categories,
-            failing=tuple(report.failing),
-            failures=tuple(report.chosen),
+            failing=report.failing,
+            failures=report.failures,
             prompt=report.prompt,
             reply=report.reply,
-            accepted=tuple(skill.id for skill in report.accepted),
-            refused=tuple(f"{r.proposal.name}: {r.reason}" for r in report.refused),
+            accepted=tuple(accepted.skill.id for accepted in report.accepted),
+            refused=tuple(f"{refused.proposal.name}: {refused.reason}" for refused in report.refused),
             reason=report.reason,
         )
     )
+
+
+def _say_finished_cycle(ctx: RunContext, categories: dict[str, ev.Rate], step: int) -> None:
+    """A kill came between the bank's write and the event: the cycle is done, only unsaid."""
+    cycle = ctx.bank.cycle
+    changed = [s.id for s in ctx.bank.skills() if s.origin.phase == "evolve" and s.origin.cycle == cycle]
+    reason = "" if changed else "the run was broken off here; nothing had been added"
+    ctx.emit(ev.Evolved(cycle=cycle, step=step, rates=categories, accepted=tuple(changed), reason=reason))
 
 
 def _group_specs(ctx: RunContext, tasks: Sequence[Task], step: int) -> list[EpisodeSpec]:

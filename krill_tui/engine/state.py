@@ -116,6 +116,7 @@ class RunState:
     validations: list[ev.Validated] = field(default_factory=list)
     evolved_at: int = -1
     """RL step of the newest evolution cycle."""
+    evolution_cycle: int = 0
     worker: ev.WorkerStarted | None = None
 
     def apply(self, event: ev.Event) -> None:
@@ -279,6 +280,7 @@ def _evaluated(state: RunState, event: ev.Evaluated) -> None:
 
 def _evolved(state: RunState, event: ev.Evolved) -> None:
     state.evolved_at = event.step
+    state.evolution_cycle = event.cycle
     if event.accepted:
         text = f"cycle {event.cycle}: {', '.join(event.failing)} → +{len(event.accepted)} skills"
     else:

@@ -126,7 +126,7 @@ class Trainer:
         model = policy_model(ctx.config)
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(log=ctx.store.worker_log)
-        worker = ctx.worker
+        worker = self._worker()
         loaded = await worker.load(
             model=model,
             checkpoint=folder,
