@@ -15,19 +15,8 @@ from krill_tui.skills.text import clean_text, normalised, skill_text
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A proposal that changed the bank."""
-
-    proposal: SkillProposal
-    skill: Skill
-    """As it is in the bank now."""
-    refined: bool
-    """True: a new version of a skill that was there; False: a new skill."""
-
-
-@dataclass(frozen=True, slots=True)
 class Refused:
-    """A proposal that did not."""
+    """A proposal that did not change the bank."""
 
     proposal: SkillProposal
     reason: str
@@ -41,8 +30,8 @@ async def admit(
     *,
     threshold: float = DUPLICATE_SIMILARITY,
     max_new: int | None = None,
-) -> tuple[list[Accepted], list[Refused]]:
-    """Put proposals into the bank, in order, with one write.
+) -> tuple[list[Skill], list[Refused]]:
+    """Put proposals into the bank, in order, with one write; returns the new or refined skills, and the rest.
 
     Refused are: texts without a name or principle, what the bank says already (retired and disabled skills count:
     somebody took them out), refinements of skills that are not in use, and what is past `max_new` changes.
@@ -51,7 +40,7 @@ async def admit(
     texts = [skill_text(proposal) for proposal in proposals] + [skill_text(skill) for skill in existing]
     vectors = list(await embedder.embed(texts)) if texts else []
     known, known_vectors = list(existing), vectors[len(proposals) :]
-    accepted: list[Accepted] = []
+    accepted: list[Skill] = []
     refused: list[Refused] = []
     with bank.batch():
         for proposal, vector in zip(proposals, vectors, strict=False):
@@ -70,7 +59,7 @@ async def admit(
                 skill = bank.add(proposal, source, reason=proposal.reason)
                 known.append(skill)
                 known_vectors.append(vector)
-            accepted.append(Accepted(proposal, skill, refined=proposal.refines is not None))
+            accepted.append(skill)
     return accepted, refused
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from krill_tui.errors import ModelError
 from krill_tui.models.base import Embedder
-from krill_tui.skill import SkillOrigin
-from krill_tui.skills.admission import Accepted, Refused, admit
+from krill_tui.skill import Skill, SkillOrigin
+from krill_tui.skills.admission import Refused, admit
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY
 from krill_tui.skills.teacher import OnCall, Teacher, TeacherCall
@@ -19,7 +19,8 @@ from krill_tui.trajectory import Trajectory
 class DistillReport:
     """What a distillation did to the bank."""
 
-    accepted: tuple[Accepted, ...]
+    accepted: tuple[Skill, ...]
+    """New or refined, as they are in the bank."""
     refused: tuple[Refused, ...]
     failures: tuple[TeacherCall, ...]
     """Calls to the teacher that gave nothing."""

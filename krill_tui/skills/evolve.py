@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from krill_tui.models.base import Embedder
-from krill_tui.skill import GENERAL, SkillOrigin, SkillProposal
-from krill_tui.skills.admission import Accepted, Refused, admit
+from krill_tui.skill import GENERAL, Skill, SkillOrigin, SkillProposal
+from krill_tui.skills.admission import Refused, admit
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY
 from krill_tui.skills.teacher import OnCall, Teacher, check_teachable
 from krill_tui.skills.text import parse_location
 from krill_tui.trajectory import StopReason, Trajectory
-
-
-@dataclass(frozen=True, slots=True)
-class EvolutionOptions:
-    """The paper's values."""
-
-    threshold: float = 0.4
-    """Categories whose success is below it are read."""
-    max_new_skills: int = 3
-    max_analysis_deep: int = 10
-    """Failures read when the worst category is below half the threshold."""
-    max_analysis_shallow: int = 5
-    duplicate_threshold: float = DUPLICATE_SIMILARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +35,13 @@ class EvolveReport:
     rates: dict[str, CategoryRate]
     failing: tuple[str, ...] = ()
     """Categories below the threshold, worst first."""
-    failures: tuple[str, ...] = ()
-    """Ids of the trajectories the teacher read."""
+    chosen: tuple[str, ...] = ()
+    """Ids of the failed trajectories the teacher read."""
     prompt: str = ""
     reply: str = ""
-    accepted: tuple[Accepted, ...] = field(default=())
-    refused: tuple[Refused, ...] = field(default=())
+    accepted: tuple[Skill, ...] = ()
+    """New or refined, as they are in the bank."""
+    refused: tuple[Refused, ...] = ()
     reason: str = ""
 
 
@@ -71,17 +59,24 @@ def failing_categories(rates: Mapping[str, CategoryRate], threshold: float) -> t
     return tuple(sorted(below, key=lambda name: (rates[name].rate, name)))
 
 
-def select_failures(trajectories: Sequence[Trajectory], options: EvolutionOptions) -> list[Trajectory]:
+def select_failures(
+    trajectories: Sequence[Trajectory],
+    *,
+    threshold: float = 0.4,
+    max_analysis_deep: int = 10,
+    max_analysis_shallow: int = 5,
+) -> list[Trajectory]:
     """The failures a teacher reads: in turn from each failing category, worst category first.
 
-    Within a category a task that was not read yet comes before another failure of the same one.
+    `max_analysis_deep` of them where the worst category is below half the threshold, else
+    `max_analysis_shallow`. Within a category, a task not chosen yet comes before another failure of one that was.
     """
     rates = category_rates(trajectories)
-    failing = failing_categories(rates, options.threshold)
+    failing = failing_categories(rates, threshold)
     if not failing:
         return []
-    deep = rates[failing[0]].rate < options.threshold / 2
-    count = options.max_analysis_deep if deep else options.max_analysis_shallow
+    deep = rates[failing[0]].rate < threshold / 2
+    count = max_analysis_deep if deep else max_analysis_shallow
     lost = [trajectory for trajectory in _judged(trajectories) if not trajectory.success]
     queues = [_fresh_tasks_first([t for t in lost if (t.category or GENERAL) == name]) for name in failing]
     chosen: list[Trajectory] = []
@@ -97,33 +92,43 @@ async def evolve(
     bank: SkillBank,
     teacher: Teacher,
     embedder: Embedder,
-    options: EvolutionOptions | None = None,
     *,
+    threshold: float = 0.4,
+    max_new_skills: int = 3,
+    max_analysis_deep: int = 10,
+    max_analysis_shallow: int = 5,
+    duplicate_threshold: float = DUPLICATE_SIMILARITY,
     on_call: OnCall | None = None,
 ) -> EvolveReport:
     """One cycle over the episodes of a validation on the evolve split; counts the bank's cycle up.
 
-    A teacher that fails ends the cycle with a reason, not the run.
+    The defaults are the paper's. A teacher that fails ends the cycle with a reason, not the run.
 
     Raises:
         SplitProtectedError: a trajectory comes from a split that is reported.
+        ModelError: the embedder failed.
     """
-    options = options or EvolutionOptions()
     check_teachable(trajectories)
     cycle = bank.cycle + 1
     rates = category_rates(trajectories)
-    failing = failing_categories(rates, options.threshold)
-    failures = select_failures(trajectories, options)
-    ids = tuple(trajectory.id for trajectory in failures)
-    if not failures or options.max_new_skills < 1:
+    failing = failing_categories(rates, threshold)
+    failures = select_failures(
+        trajectories,
+        threshold=threshold,
+        max_analysis_deep=max_analysis_deep,
+        max_analysis_shallow=max_analysis_shallow,
+    )
+    if not failures or max_new_skills < 1:
         bank.set_cycle(cycle)
-        return EvolveReport(rates, failing, reason=_why_nothing_to_ask(rates, options))
+        return EvolveReport(
+            rates, failing, reason=_why_nothing_to_ask(rates, failing, threshold, max_new_skills)
+        )
     result = await teacher.evolve(
         failures,
         [trajectory for trajectory in _judged(trajectories) if trajectory.success],
         category_rates={name: rate.rate for name, rate in rates.items()},
         bank_skills=bank.skills(),
-        max_new_skills=options.max_new_skills,
+        max_new_skills=max_new_skills,
         on_call=on_call,
     )
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
@@ -134,13 +139,19 @@ async def evolve(
             bank,
             embedder,
             SkillOrigin(phase="evolve", cycle=cycle, author=teacher.name),
-            threshold=options.duplicate_threshold,
-            max_new=options.max_new_skills,
+            threshold=duplicate_threshold,
+            max_new=max_new_skills,
         )
         bank.set_cycle(cycle)
-    reason = "" if accepted else _why_nothing_accepted(result.error, len(refused))
     return EvolveReport(
-        rates, failing, ids, result.prompt, result.reply, tuple(accepted), tuple(refused), reason
+        rates=rates,
+        failing=failing,
+        chosen=tuple(trajectory.id for trajectory in failures),
+        prompt=result.prompt,
+        reply=result.reply,
+        accepted=tuple(accepted),
+        refused=tuple(refused),
+        reason="" if accepted else _why_nothing_accepted(result.error, len(refused)),
     )
 
 
@@ -171,13 +182,17 @@ def _to_failing_tier(
     return proposal.model_copy(update={"tier": tier})
 
 
-def _why_nothing_to_ask(rates: Mapping[str, CategoryRate], options: EvolutionOptions) -> str:
+def _why_nothing_to_ask(
+    rates: Mapping[str, CategoryRate], failing: Sequence[str], threshold: float, max_new_skills: int
+) -> str:
     if not rates:
         return "no episode of the validation was finished"
-    if options.max_new_skills < 1:
+    if max_new_skills < 1:
         return "max_new_skills is 0"
+    if failing:
+        return "no failures may be analysed: max_analysis_deep or max_analysis_shallow is 0"
     worst = min(rates, key=lambda name: (rates[name].rate, name))
-    return f"no category is below {options.threshold:.0%} (the worst: {worst} {rates[worst].rate:.0%})"
+    return f"no category is below {threshold:.0%} (the worst: {worst} {rates[worst].rate:.0%})"
 
 
 def _why_nothing_accepted(error: str | None, refused: int) -> str:
