@@ -1,0 +1,121 @@
+"""`krill doctor`: what is installed here, what was found, and the config that would be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from krill_tui import paths
+from krill_tui.cli.options import Options, resolve_config
+from krill_tui.errors import KrillError
+
+if TYPE_CHECKING:
+    from krill_tui.config.schema import KrillConfig
+
+PACKAGES = (
+    *("krill-tui", "textual", "torch", "transformers", "peft", "openai", "pydantic", "numpy"),
+    *("alfworld", "sentence-transformers", "starlette"),
+)
+
+
+def doctor(
+    options: Options,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Say what is installed, which games and models were found, and the resolved config."""
+    config = resolve_config(options)
+    facts = collect_facts(config)
+    if as_json:
+        print(json.dumps(facts))
+        return
+    from krill_tui.headless import make_console, print_line
+
+    console = make_console()
+    for section, values in facts.items():
+        print_line(console, section, "bold")
+        for name, value in _flat(values):
+            print_line(console, f"  {name:32} {value}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor}
+
+
+def collect_facts(config: KrillConfig) -> dict[str, dict[str, Any]]:
+    """Everything `krill doctor` shows; a key is only ever said to be set or not."""
+    from krill_tui.config.load import API_KEY_FIELDS, public_dict
+    from krill_tui.config.presets import PRESETS
+
+    model = config.model
+    return {
+        "system": {
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "cpu cores": os.cpu_count(),
+            "threads": config.policy.threads or "chosen by the model worker",
+            "terminal": _terminal(),
+        },
+        "packages": {name: _version(name) or "not installed" for name in PACKAGES},
+        "models": {"krill-tiny": _embedded_model()},
+        "keys": {name: "set" if getattr(model, name) else "not set" for name in API_KEY_FIELDS},
+        "alfworld": _alfworld_data(config),
+        "runs": {"folder": str(paths.runs_dir().resolve())},
+        "presets": {"known": ", ".join(sorted(PRESETS)), "used": config.preset},
+        "config": public_dict(config),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _terminal() -> str:
+    if not sys.stdout.isatty():
+        return "none (standard output is no terminal)"
+    size = shutil.get_terminal_size()
+    return f"{os.environ.get('TERM', 'unknown')}, {size.columns}x{size.lines}"
+
+
+def _embedded_model() -> str:
+    folder = paths.asset("krill-tiny")
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        return "missing"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+    return f"{folder} ({weights.stat().st_size / 1e6:.1f} MB, sha256 {digest})"
+
+
+def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
+    """Splits of the genuine games, with counts and the hash that results are marked with."""
+    from krill_tui.envs.alfworld.source import GamesSource
+
+    folder = config.env.data_dir or os.environ.get("ALFWORLD_DATA", "")
+    if not folder:
+        return {"games": "none (ALFWORLD_DATA is not set)"}
+    try:
+        source = GamesSource(Path(folder))
+    except KrillError as error:
+        return {"games": f"none ({error})"}
+    return {"games": str(source.root), **source.splits(), "content hash": source.content_hash()}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, "-" if value in ("", None) else value))
+    return found

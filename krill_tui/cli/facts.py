@@ -1,0 +1,134 @@
+"""The commands that print facts and convert files: `inspect`, `convert`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krill_tui.cli.options import Options
+from krill_tui.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from krill_tui.skills.formats.banks import BankFacts
+    from krill_tui.trajectory import Trajectory
+
+REFUSED_SHOWN = 10
+
+
+def inspect(
+    options: Options,
+    path: Annotated[
+        Path, typer.Argument(help="A skill bank or trajectories in any known format, or a run's folder.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Print what a skill bank holds; also reads trajectories, and the bank of a run."""
+    if path.is_dir():
+        path = path / "skill_bank.json"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file")
+    from krill_tui.skills.formats import inspect_bank
+    from krill_tui.skills.formats.trajectories import load_trajectories
+
+    try:
+        bank = inspect_bank(path)
+    except DataError as no_bank:
+        try:
+            trajectories = load_trajectories(path)
+        except DataError:
+            raise no_bank from None
+        _print_trajectories(path, trajectories, as_json)
+        return
+    _print_bank(path, bank, as_json)
+
+
+def convert(
+    options: Options,
+    source_format: Annotated[str, typer.Argument(metavar="FORMAT", help="eto: ETO's sft-trajectory files.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="File to read.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Trajectories to write.")],
+    limit: Annotated[int, typer.Option("--max", min=1, help="Records to convert at most.")] = 100,
+) -> None:
+    """Convert trajectories of other projects."""
+    if source_format != "eto":
+        raise UsageError(f"'{source_format}' cannot be converted", hint="known: eto")
+    from krill_tui.skills.formats.trajectories import convert_eto, save_trajectories
+
+    report = convert_eto(source, max=limit)
+    save_trajectories(output, report.converted)
+    print(f"wrote {output}: {len(report.converted)} of {report.read} records")
+    for index, why in report.refused[:REFUSED_SHOWN]:
+        print(f"  record {index} left out: {why}")
+    if len(report.refused) > REFUSED_SHOWN:
+        print(f"  and {len(report.refused) - REFUSED_SHOWN} more left out")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "convert": convert}
+
+
+def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"path": str(path), "kind": "skill bank", **bank.model_dump(mode="json")}))
+        return
+    from krill_tui.headless import make_console, print_line
+
+    console = make_console()
+    tiers = ", ".join(f"{tier} {count}" for tier, count in bank.tiers.items())
+    print_line(console, f"{path}: skill bank ({bank.format}), {len(bank.skills)} skills, cycle {bank.cycle}")
+    print_line(console, f"tiers: {tiers or 'none'}")
+    tier = None
+    for skill in sorted(bank.skills, key=lambda s: list(bank.tiers).index(s.tier)):
+        if skill.tier != tier:
+            tier = skill.tier
+            print_line(console, "")
+            print_line(console, tier, "bold")
+        mark = "" if skill.status == "active" else f" ({skill.status})"
+        lesson = " [lesson]" if skill.kind == "lesson" else ""
+        print_line(console, f"  {skill.id}  {skill.name}{lesson}{mark}")
+        print_line(console, f"      {skill.principle}")
+        if skill.when_to_apply:
+            print_line(console, f"      when: {skill.when_to_apply}")
+        stats = skill.stats
+        if stats.injected:
+            print_line(console, f"      in {stats.injected} prompts, cited {stats.cited}, won {stats.wins}")
+
+
+def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json: bool) -> None:
+    facts = trajectory_facts(trajectories)
+    if as_json:
+        print(json.dumps({"path": str(path), "kind": "trajectories", **facts}))
+        return
+    from rich.table import Table
+
+    from krill_tui.engine.evaluate import success_rates
+    from krill_tui.headless import make_console, print_line
+
+    console = make_console()
+    print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")
+    table = Table("category", box=None, pad_edge=False)
+    for heading in ("won", "success", "95 % interval"):
+        table.add_column(heading, justify="right")
+    overall, categories = success_rates(trajectories)
+    for name, rate in [*categories.items(), ("all", overall)]:
+        cells = (f"{rate.wins}/{rate.episodes}", f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}")
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def trajectory_facts(trajectories: Sequence[Trajectory]) -> dict[str, object]:
+    """Counts over trajectories, as `inspect --json` prints them."""
+    return {
+        "trajectories": len(trajectories),
+        "successes": sum(t.success for t in trajectories),
+        "steps": sum(len(t.steps) for t in trajectories),
+        "invalid_actions": sum(t.invalid_actions for t in trajectories),
+        "categories": dict(sorted(Counter(t.category for t in trajectories).items())),
+        "stop_reasons": dict(sorted(Counter(t.stop_reason.value for t in trajectories).items())),
+        "policies": dict(sorted(Counter(t.policy for t in trajectories).items())),
+        "splits": dict(sorted(Counter(t.split for t in trajectories).items())),
+    }

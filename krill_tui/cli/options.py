@@ -1,0 +1,149 @@
+"""Options every command takes, before its name or after it, and the config they make."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from krill_tui.config.load import load_config, merge
+from krill_tui.config.schema import KrillConfig
+from krill_tui.errors import UsageError
+
+DEFAULT_HTTP_URLS = {"alfworld": "http://localhost:3000", "webshop": "http://localhost:3001"}
+
+
+class Display(StrEnum):
+    """How a long command shows what it does."""
+
+    AUTO = "auto"
+    APP = "app"
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options all commands share; None where nothing was typed."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="Config file (JSON); unset fields keep the paper's defaults."),
+    ] = None
+    env: Annotated[str | None, typer.Option("--env", help="World: alfworld or webshop.")] = None
+    mock: Annotated[
+        bool | None,
+        typer.Option("--mock/--live", help="Embedded worlds (backend builtin), or a server (backend http)."),
+    ] = None
+    backend: Annotated[str | None, typer.Option("--backend", help="builtin, games or http.")] = None
+    preset: Annotated[str | None, typer.Option("--preset", help="Set of defaults: tiny or paper.")] = None
+    seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it.")] = None
+    run: Annotated[
+        str | None, typer.Option("--run", help="Run to make, or to go on with; default: a fresh name.")
+    ] = None
+    display: Annotated[
+        Display | None, typer.Option("--display", help="How progress is shown; auto: the app in a terminal.")
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="SECTION.FIELD=VALUE", help="One config field; the value is JSON. Repeatable."
+        ),
+    ] = None
+
+    def over(self, earlier: Options) -> Options:
+        """These options, and where nothing was typed the ones that stood before the command."""
+        values = {f.name: _first(getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)}
+        values["set"] = [*(earlier.set or []), *(self.set or [])] or None
+        return Options(**values)
+
+    def overrides(self) -> dict[str, object]:
+        """The part of a config that was typed."""
+        backend = self.backend
+        if self.mock is not None:
+            implied = "builtin" if self.mock else "http"
+            if backend not in (None, implied):
+                flag = "--mock" if self.mock else "--live"
+                raise UsageError(f"{flag} means --backend {implied}, but --backend {backend} was given")
+            backend = implied
+        env = {"name": self.env, "backend": backend}
+        typed: dict[str, object] = {"env": {key: value for key, value in env.items() if value is not None}}
+        if self.seed is not None:
+            typed["seed"] = self.seed
+        for assignment in self.set or []:
+            typed = merge(typed, parse_assignment(assignment))
+        return typed
+
+
+def resolve_config(
+    options: Options, typed: Mapping[str, object] | None = None, *, stored: Path | None = None
+) -> KrillConfig:
+    """The config of a command: preset < file < options < `typed`, the command's own flags.
+
+    `stored` is the config file of a run that goes on; it stands in for `--config` where none was given.
+
+    Raises:
+        ConfigError, UsageError: one line.
+    """
+    path = options.config
+    if path is None and stored is not None and stored.exists() and options.preset is None:
+        path = stored
+    config = load_config(path, preset=options.preset, overrides=merge(options.overrides(), typed or {}))
+    if config.env.name == "webshop":
+        raise UsageError("WebShop cannot be played yet", hint="use --env alfworld")
+    return config
+
+
+def parse_assignment(assignment: str) -> dict[str, object]:
+    """`section.field=value` as the nested part of a config it stands for; what is not JSON is a string."""
+    target, separator, text = assignment.partition("=")
+    names = target.strip().split(".")
+    if not separator or not all(names):
+        raise UsageError(f"--set {assignment}: should be section.field=value")
+    try:
+        value: object = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        value = text
+    for name in reversed(names):
+        value = {name: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function whose first parameter takes the shared `Options`.
+
+    Typer reads a command's options from its signature, so the fields of `Options` are put into it; what was
+    typed before the command's name waits in the context.
+    """
+    hints = get_type_hints(Options, include_extras=True)
+    shared = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hints[f.name])
+        for f in fields(Options)
+    ]
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    own = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+
+    @functools.wraps(function)
+    def command(ctx: typer.Context, **values: Any) -> None:
+        options = Options(**{parameter.name: values.pop(parameter.name) for parameter in shared})
+        earlier = ctx.parent.obj if ctx.parent and isinstance(ctx.parent.obj, Options) else Options()
+        ctx.obj = options = options.over(earlier)
+        if ctx.invoked_subcommand is None:  # the app's own callback also runs before every command
+            function(options, **values)
+
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    command.__dict__["__signature__"] = inspect.Signature([context, *own, *shared])
+    return command
+
+
+def _first(value: Any, other: Any) -> Any:
+    return other if value is None else value

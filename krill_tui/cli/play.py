@@ -1,0 +1,198 @@
+"""`krill play`: one game, played by a person or from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krill_tui.cli.options import Options, resolve_config
+from krill_tui.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from krill_tui.envs.base import Environment, Expert, StepResult, TaskSource
+    from krill_tui.trajectory import Task
+
+_WORDS = "A number or a command plays it; hint asks the expert; quit (or ctrl-d) ends."
+
+
+def play(
+    options: Options,
+    game: Annotated[
+        Path | None, typer.Option("--game", help="A game.tw-pddl file, or the folder it lies in.")
+    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Split to take the game from.")] = None,
+    number: Annotated[
+        int, typer.Option("--number", min=1, help="Which game of the split, by the seed's order.")
+    ] = 1,
+    script: Annotated[
+        Path | None, typer.Option("--script", help="Play these actions: one JSON string a line.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --script: one JSON object a step.")] = False,
+) -> None:
+    """Play a game in the terminal; with --script, play a file of actions."""
+    if as_json and script is None:
+        raise UsageError("--json needs the actions of a --script")
+    actions = read_script(script) if script else None
+    source, task = _find_game(options, game, split, number)
+    environment = source.open(task)
+    with asyncio.Runner() as runner:
+        try:
+            if actions is None:
+                _play_by_hand(runner, environment, source)
+            else:
+                _play_script(runner, environment, actions, as_json)
+        finally:
+            runner.run(environment.close())
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"play": play}
+
+
+def read_script(path: Path) -> list[str]:
+    """The actions of a script: one JSON string a line, empty lines left out.
+
+    Raises:
+        DataError: it cannot be read, or a line is no JSON string; names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not a text file") from None
+    actions: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            action = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            action = None
+        if not isinstance(action, str):
+            raise DataError(f"{path}: line {number} should be one action as a JSON string")
+        actions.append(action)
+    return actions
+
+
+def step_facts(step: int, action: str | None, result: StepResult) -> dict[str, object]:
+    """One step as `--json` prints it; step 0 is the reset."""
+    return {
+        "step": step,
+        "action": action,
+        "observation": result.observation,
+        "admissible": sorted(result.admissible),
+        "reward": result.reward,
+        "done": result.done,
+        "won": result.won,
+    }
+
+
+def _find_game(
+    options: Options, game: Path | None, split: str | None, number: int
+) -> tuple[TaskSource, Task]:
+    config = resolve_config(options)
+    if game is not None:
+        from krill_tui.envs.alfworld.source import GamesSource
+
+        if config.env.backend == "http" or (options.mock is True):
+            raise UsageError(
+                "--game plays a genuine game file", hint="leave out --mock, --live and --backend http"
+            )
+        source: TaskSource = GamesSource.from_game(game)
+    else:
+        from krill_tui.engine.build import build_source
+
+        source = build_source(config)
+    splits = source.splits()
+    chosen = split or next((s for s in ("train", "valid_seen") if s in splits), next(iter(splits)))
+    tasks = source.tasks(chosen, number, seed=config.seed)
+    if len(tasks) < number:
+        raise UsageError(f"split '{chosen}' holds {len(tasks)} games, there is no game {number}")
+    return source, tasks[number - 1]
+
+
+def _play_script(runner: asyncio.Runner, environment: Environment, actions: list[str], as_json: bool) -> None:
+    from krill_tui.headless import make_console
+
+    console = make_console()
+    for step, action, result in _steps(runner, environment, actions):
+        if as_json:
+            print(json.dumps(step_facts(step, action, result), ensure_ascii=True), flush=True)
+        else:
+            if action is not None:
+                _say(console, f"> {action}")
+            _say(console, result.observation)
+
+
+def _steps(
+    runner: asyncio.Runner, environment: Environment, actions: list[str]
+) -> Iterator[tuple[int, str | None, StepResult]]:
+    yield 0, None, runner.run(environment.reset())
+    for step, action in enumerate(actions, start=1):
+        yield step, action, runner.run(environment.step(action))
+
+
+def _play_by_hand(runner: asyncio.Runner, environment: Environment, source: TaskSource) -> None:
+    from krill_tui.headless import make_console
+
+    console = make_console()
+    expert = source.expert()
+    result = runner.run(environment.reset())
+    _say(console, result.observation)
+    _say(console, _WORDS)
+    steps = 0
+    try:
+        while not result.done:
+            hint = _hint(expert, result)
+            _list_commands(console, result)
+            action = _ask(console, result, hint)
+            if action is None:
+                break
+            steps += 1
+            result = runner.run(environment.step(action))
+            _say(console, result.observation)
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+    outcome = "won" if result.won else "not won"
+    _say(console, f"{outcome} after {steps} steps")
+
+
+def _ask(console, result: StepResult, hint: tuple[str, str]) -> str | None:
+    """The next action; None for `quit`."""
+    while True:
+        line = console.input("> ").strip()
+        if line in ("quit", "exit", "q"):
+            return None
+        if line == "hint":
+            thought, action = hint
+            _say(console, f"hint: {action}" + (f" ({thought})" if thought else ""))
+        elif line.isdigit() and result.admissible:
+            if 1 <= int(line) <= len(result.admissible):
+                return result.admissible[int(line) - 1]
+            _say(console, f"there are commands 1 to {len(result.admissible)}")
+        elif line:
+            return line
+
+
+def _hint(expert: Expert, result: StepResult) -> tuple[str, str]:
+    """What the expert would do; it reads every observation, whether it is asked or not."""
+    return expert.act(result)
+
+
+def _list_commands(console, result: StepResult) -> None:
+    width = len(str(len(result.admissible)))
+    for number, command in enumerate(result.admissible, start=1):
+        _say(console, f"  {number:>{width}}  {command}")
+
+
+def _say(console, text: str) -> None:
+    """Text of a world, line by line, without control characters."""
+    from krill_tui.headless import print_line
+
+    for line in text.split("\n"):
+        print_line(console, line)

@@ -1,0 +1,159 @@
+"""The commands that look at runs: `runs`, `watch`, `replay`, `report`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from krill_tui.cli.options import Display, Options
+from krill_tui.errors import DataError
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
+
+
+def runs(
+    options: Options,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """List the runs, the newest first."""
+    from krill_tui.engine.run_store import existing_run, list_runs
+
+    facts = [_run_facts(existing_run(name)) for name in list_runs()]
+    if as_json:
+        print(json.dumps(facts, indent=1))
+        return
+    if not facts:
+        print("no runs yet: krill train makes one")
+        return
+    from rich.table import Table
+
+    from krill_tui.headless import make_console
+
+    table = Table("run", "last event", "outcome", "env", "preset", box=None, pad_edge=False)
+    for fact in facts:
+        table.add_row(*(str(fact[key]) for key in ("run", "time", "outcome", "env", "preset")))
+    make_console().print(table)
+
+
+def watch(options: Options, name: RunArgument) -> None:
+    """Watch a run that another process is working on."""
+    from krill_tui.engine.run_store import existing_run
+
+    path = existing_run(name)
+    if _wants_app(options):
+        from krill_tui.tui.app import KrillApp
+        from krill_tui.tui.bridge import WatchSource
+
+        KrillApp(source=WatchSource(path)).run()
+        return
+    from krill_tui import headless
+    from krill_tui.engine.state import RunState
+
+    state = RunState()
+    view = headless.make_view(options.display or Display.PLAIN, state)
+    with contextlib.suppress(KeyboardInterrupt), contextlib.closing(view):
+        asyncio.run(headless.follow(path / "events.jsonl", state, view))
+
+
+def replay(options: Options, name: RunArgument) -> None:
+    """Play a run again from its journal alone."""
+    from krill_tui.engine.run_store import existing_run
+
+    path = existing_run(name)
+    if _wants_app(options):
+        from krill_tui.tui.app import KrillApp
+        from krill_tui.tui.replay import ReplaySource
+
+        KrillApp(source=ReplaySource(path)).run()
+        return
+    from krill_tui import headless
+    from krill_tui.engine.state import RunState
+    from krill_tui.events.journal import read_journal
+
+    state = RunState()
+    view = headless.make_view(options.display or Display.PLAIN, state)
+    with contextlib.closing(view):
+        for event in read_journal(path / "events.jsonl"):
+            state.apply(event)
+            view.show(event)
+    if state.evaluations and options.display is not Display.JSON:
+        headless.make_console().print(headless.results_table(state))
+
+
+def report(options: Options, name: RunArgument) -> None:
+    """Print the report of a run."""
+    from krill_tui.engine.run_store import existing_run
+
+    path = existing_run(name) / "report.md"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise DataError(
+            f"run '{path.parent.name}' has no report yet", hint="a completed run has one"
+        ) from None
+    sys.stdout.write(text)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"runs": runs, "watch": watch, "replay": replay, "report": report}
+
+
+def _wants_app(options: Options) -> bool:
+    if options.display in (None, Display.AUTO):
+        return sys.stdin.isatty() and sys.stdout.isatty()
+    return options.display is Display.APP
+
+
+def _run_facts(path: Path) -> dict[str, object]:
+    """What the last event and the config of a run say; a damaged one is listed as such."""
+    from krill_tui.events.schema import RunFinished
+
+    event = _last_event(path / "events.jsonl")
+    if event is None:
+        outcome = "damaged"
+    else:
+        outcome = event.outcome if isinstance(event, RunFinished) else "broken off or running"
+    return {
+        "run": path.name,
+        "time": time.strftime("%Y-%m-%d %H:%M", time.localtime(event.time)) if event else "-",
+        "outcome": outcome,
+        **_config_facts(path / "config.json"),
+        "path": str(path),
+    }
+
+
+def _config_facts(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {"env": f"{config['env']['name']}/{config['env']['backend']}", "preset": config["preset"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"env": "-", "preset": "-"}
+
+
+def _last_event(path: Path):
+    """The last whole event of a journal, read from its end; None where it is none."""
+    from pydantic import ValidationError
+
+    from krill_tui.events.schema import event_adapter
+
+    window = 1 << 16
+    size = path.stat().st_size
+    while True:
+        with path.open("rb") as file:
+            file.seek(max(0, size - window))
+            tail = file.read(window)
+        lines = tail[: tail.rfind(b"\n") + 1].splitlines()
+        if len(lines) > 1 or window >= size:
+            break
+        window *= 8
+    try:
+        return event_adapter.validate_json(lines[-1]) if lines else None
+    except ValidationError:
+        return None

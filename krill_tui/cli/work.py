@@ -1,0 +1,340 @@
+"""The commands that work in a run: the app, `train`, the four phases, `eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from krill_tui.cli.names import fresh_name
+from krill_tui.cli.options import Display, Options, resolve_config
+from krill_tui.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from krill_tui.config.schema import KrillConfig
+    from krill_tui.engine.session import Session
+
+DEFAULT_TRAJECTORIES = Path("data/trajectories.json")
+DEFAULT_BANK = Path("data/skill_bank.json")
+
+PolicyOption = Annotated[
+    str | None, typer.Option("--policy", help="Who plays: local, openai, expert or random.")
+]
+BankOption = Annotated[
+    Path | None,
+    typer.Option("--skill-bank", help=f"Bank to start from, in any known format [{DEFAULT_BANK}]."),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", help="Checkpoint folder to start from, for instance of `krill sft`."),
+]
+Finish = Callable[["Session"], None]
+"""Prints and exports what completed phases made."""
+
+
+def bare(options: Options) -> None:
+    """Open the app: on `--run`, else on the last run, else on a fresh one."""
+    from krill_tui.engine.run_store import list_runs
+
+    if not _in_terminal() and options.display is not Display.APP:
+        raise UsageError(
+            "the app needs a terminal", hint="krill train works without one; krill --help lists the rest"
+        )
+    runs = list_runs()
+    name = options.run or (runs[0] if runs else fresh_name(runs))
+    config, _ = _run_config(options, {}, name)
+    asyncio.run(_open_app(name, config))
+
+
+def train(options: Options) -> None:
+    """All four phases: collect, distill, SFT, RL; with success before and after."""
+    _start(options, ["train"], {}, finish=_print_results)
+
+
+def collect(
+    options: Options,
+    episodes: Annotated[int | None, typer.Option("--episodes", help="Episodes to play [64].")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", help="Where the episodes are written.")
+    ] = DEFAULT_TRAJECTORIES,
+    policy: PolicyOption = None,
+) -> None:
+    """Phase 1: the base policy plays; successes and failures are kept."""
+    typed = {"collect": _given(episodes=episodes), "policy": _given(kind=policy)}
+
+    def finish(session: Session) -> None:
+        from krill_tui.skills.formats.trajectories import save_trajectories
+
+        collected = [t for t in session.store.trajectories() if t.purpose == "collect"]
+        save_trajectories(output, collected)
+        print(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
+
+    _start(options, ["collect"], typed, finish=finish)
+
+
+def distill(
+    options: Options,
+    trajectories: Annotated[
+        Path | None, typer.Option("--trajectories", help=f"Episodes to learn from [{DEFAULT_TRAJECTORIES}].")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="Where the skill bank is written.")] = DEFAULT_BANK,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", help="openai, or builtin (a program, not an LLM).")
+    ] = None,
+) -> None:
+    """Phase 2: the teacher turns episodes into skills."""
+
+    def finish(session: Session) -> None:
+        from krill_tui.engine.run_store import write_atomic
+
+        session.bank.flush()
+        write_atomic(output, session.store.bank_file.read_text(encoding="utf-8"))
+        print(f"wrote {output}: {len(session.bank)} skills")
+
+    typed = {"teacher": _given(kind=teacher)}
+    _start(options, ["distill"], typed, trajectories=(trajectories, DEFAULT_TRAJECTORIES), finish=finish)
+
+
+def sft(
+    options: Options,
+    skill_bank: BankOption = None,
+    num_examples: Annotated[
+        int | None,
+        typer.Option("--num-examples", help="Demonstrations that were won [7500; tiny preset: fewer]."),
+    ] = None,
+) -> None:
+    """Phase 3: cold start, LoRA fine-tuning on demonstrations that use the skills."""
+    typed = {"sft": _given(num_examples=num_examples)}
+    _start(options, ["sft"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
+
+
+def rl(
+    options: Options,
+    skill_bank: BankOption = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="GRPO steps [150; tiny preset: fewer].")
+    ] = None,
+) -> None:
+    """Phase 4: GRPO, with validations and the evolution of the bank."""
+    typed = {"rl": _given(training_epochs=steps)}
+    _start(options, ["rl"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
+
+
+def evaluate(
+    options: Options,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="Split to play; default: test, or valid_seen of genuine games."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Times each game is played.")] = None,
+    episodes: Annotated[int | None, typer.Option("--episodes", help="Games of the split to play.")] = None,
+    policy: PolicyOption = None,
+    skill_bank: Annotated[
+        Path | None,
+        typer.Option("--skill-bank", help="Bank whose skills stand in the prompts; default: the run's."),
+    ] = None,
+    checkpoint: CheckpointOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Success by category with 95 % Wilson intervals, on games nobody learned from."""
+    typed = {
+        "evaluation": _given(split=split, episodes=episodes, seeds=seeds),
+        "policy": _given(kind=policy, adapter=_folder(checkpoint)),
+    }
+
+    def finish(session: Session) -> None:
+        from krill_tui import headless
+
+        evaluated = session.state.evaluations["eval"]
+        if as_json:
+            print(json.dumps({"run": session.store.name, **_evaluation_facts(session)}))
+            return
+        console = headless.make_console()
+        headless.print_line(console, f"{evaluated.split}, {evaluated.overall.episodes} episodes")
+        console.print(headless.categories_table(evaluated))
+
+    _start(options, ["evaluate"], typed, bank=(skill_bank, None), finish=finish, json_result=as_json)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "collect": collect,
+    "distill": distill,
+    "sft": sft,
+    "rl": rl,
+    "eval": evaluate,
+}
+
+
+def _start(
+    options: Options,
+    phases: Sequence[str],
+    typed: Mapping[str, object],
+    *,
+    finish: Finish,
+    bank: tuple[Path | None, Path | None] = (None, None),
+    trajectories: tuple[Path | None, Path | None] = (None, None),
+    json_result: bool = False,
+) -> None:
+    """Open the run, show it while it works, then export and print; `bank`, `trajectories`: (typed, default)."""
+    from krill_tui.engine.run_store import list_runs, run_path
+
+    name = options.run or fresh_name(list_runs())
+    config, known = _run_config(options, typed, name)
+    inputs = {
+        "bank": _input_file(bank, known, "krill distill makes one"),
+        "trajectories": _input_file(trajectories, known, "krill collect makes one"),
+    }
+    display = _choose_display(options.display, json_result)
+    print(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}", file=sys.stderr)
+    outcome = asyncio.run(_work(name, config, inputs, phases, display, finish, json_result))
+    from krill_tui.headless import EXIT_CODES
+
+    raise typer.Exit(EXIT_CODES[outcome])
+
+
+async def _work(
+    name: str,
+    config: KrillConfig,
+    inputs: Mapping[str, Path | None],
+    phases: Sequence[str],
+    display: Display,
+    finish: Finish,
+    json_result: bool,
+) -> str:
+    from krill_tui import headless
+    from krill_tui.engine.session import Session
+
+    session = await Session.open(name, config, **inputs)
+    try:
+        if display is Display.APP:
+            from krill_tui.tui.app import KrillApp
+
+            await KrillApp(session, autostart=phases).run_async()
+            outcome = session.state.outcome or "cancelled"
+        else:
+            view = headless.make_view(display, session.state, sys.stderr if json_result else sys.stdout)
+            outcome = await headless.run_session(session, phases, view)
+        if outcome == "failed":
+            print(f"krill: {' '.join(session.state.message.split())}", file=sys.stderr)
+        elif outcome == "completed" and display is not Display.JSON:
+            finish(session)
+        elif outcome == "completed":
+            with _stdout_to_stderr():
+                finish(session)
+        return outcome
+    finally:
+        await session.close()
+
+
+async def _open_app(name: str, config: KrillConfig) -> None:
+    from krill_tui.engine.session import Session
+    from krill_tui.tui.app import KrillApp
+
+    session = await Session.open(name, config)
+    try:
+        await KrillApp(session).run_async()
+    finally:
+        await session.close()
+
+
+def _run_config(options: Options, typed: Mapping[str, object], name: str) -> tuple[KrillConfig, bool]:
+    """The config for a run, and whether there is such a run already."""
+    from krill_tui.engine.run_store import run_path
+
+    folder = run_path(name)
+    return resolve_config(options, typed, stored=folder / "config.json"), (folder / "events.jsonl").exists()
+
+
+def _input_file(choice: tuple[Path | None, Path | None], known_run: bool, hint: str) -> Path | None:
+    """The file that was typed, else the default for a new run; a run that goes on has its own."""
+    typed, default = choice
+    path = typed or (None if known_run else default)
+    if path is not None and not path.is_file():
+        raise DataError(f"{path}: there is no such file", hint=hint)
+    return path
+
+
+def _folder(checkpoint: Path | None) -> str | None:
+    """A checkpoint as the config holds it: absolute, so that the run can go on from anywhere."""
+    return str(checkpoint.resolve()) if checkpoint else None
+
+
+def _newest_cold_start() -> Path | None:
+    """The SFT checkpoint of the newest run that has one: what `krill sft` just made."""
+    from krill_tui.engine.run_store import existing_run, list_runs
+
+    for name in list_runs():
+        found = sorted(
+            existing_run(name).glob("checkpoints/sft-*/manifest.json"), key=lambda p: p.stat().st_mtime
+        )
+        if found:
+            print(f"starting from {found[-1].parent}", file=sys.stderr)
+            return found[-1].parent
+    return None
+
+
+def _choose_display(wanted: Display | None, json_result: bool) -> Display:
+    if wanted in (None, Display.AUTO):
+        return Display.APP if _in_terminal() and not json_result else Display.PLAIN
+    assert wanted is not None
+    return wanted
+
+
+def _in_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _stdout_to_stderr():
+    """With `--display json` standard output holds events and nothing else."""
+    import contextlib
+
+    return contextlib.redirect_stdout(sys.stderr)
+
+
+def _print_results(session: Session) -> None:
+    from krill_tui import headless
+
+    console = headless.make_console()
+    console.print(headless.results_table(session.state))
+    headless.print_line(console, f"report: {session.store.path / 'report.md'}")
+
+
+def _print_checkpoint(session: Session) -> None:
+    folders = sorted((session.store.path / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
+    if folders:
+        print(f"checkpoint: {folders[-1]}")
+    print(f"skills: {session.store.bank_file}")
+
+
+def _evaluation_facts(session: Session) -> dict[str, object]:
+    evaluated = session.state.evaluations["eval"]
+    return {
+        "split": evaluated.split,
+        "policy": session.config.policy.kind,
+        "seed": session.config.seed,
+        "overall": _rate_facts(evaluated.overall),
+        "categories": {name: _rate_facts(rate) for name, rate in evaluated.categories.items()},
+        "mean_steps": evaluated.mean_steps,
+        "seconds": evaluated.seconds,
+    }
+
+
+def _rate_facts(rate) -> dict[str, float]:
+    return {
+        "success": rate.rate,
+        "low": rate.low,
+        "high": rate.high,
+        "wins": rate.wins,
+        "episodes": rate.episodes,
+    }
+
+
+def _given(**values: object) -> dict[str, object]:
+    """The flags that were typed."""
+    return {key: value for key, value in values.items() if value is not None}

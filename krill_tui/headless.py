@@ -1,0 +1,273 @@
+"""The plain front end: the same engine as the app's, shown as bars, lines, JSON lines or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from krill_tui.engine.report import result_rows
+from krill_tui.engine.state import LogLine, PhaseView, RunState
+from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE
+from krill_tui.events import schema as ev
+from krill_tui.events.journal import JournalFollower
+from krill_tui.skills.text import clean_text
+
+if TYPE_CHECKING:
+    from krill_tui.engine.session import Session
+
+EXIT_CODES = {"completed": 0, "cancelled": EXIT_CANCELLED, "failed": EXIT_FAILURE}
+"""By the outcome of a run."""
+
+_SHOWN = frozenset({"note", "warning", "error", "evolved", "validated"})
+_STYLES = {"warning": "yellow", "error": "red", "evolved": "cyan", "validated": "bold"}
+_POLL_SECONDS = 0.25
+
+
+class View(Protocol):
+    """Shows events as they come. `RunState` has taken each event in before it is shown."""
+
+    def show(self, event: ev.Event) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class SilentView:
+    def show(self, event: ev.Event) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class JsonView:
+    """Every event as one line of JSON."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def show(self, event: ev.Event) -> None:
+        self._stream.write(event.model_dump_json() + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        pass
+
+
+class LineView:
+    """A line where a phase starts and ends and at every `every` of its way: for pipes and logs."""
+
+    def __init__(self, console: Console, state: RunState, *, every: float = 0.1) -> None:
+        self._console = console
+        self._state = state
+        self._every = every
+        self._next = 0.0
+
+    def show(self, event: ev.Event) -> None:
+        if isinstance(event, ev.PhaseStarted):
+            self._next = self._every
+            going_on = f", {event.done} done already" if event.done else ""
+            self._print(f"{event.phase}: {event.title} ({event.total} {event.unit}{going_on})")
+        elif isinstance(event, ev.PhaseProgressed):
+            self._progress(self._state.phase)
+        elif isinstance(event, ev.PhaseFinished):
+            self._print(_finished(event))
+        else:
+            line = log_line(self._state, event)
+            if line:
+                self._print(line.text, line.kind)
+
+    def close(self) -> None:
+        pass
+
+    def _progress(self, phase: PhaseView | None) -> None:
+        if phase is None or phase.fraction < self._next:
+            return
+        self._next = (phase.fraction // self._every + 1) * self._every
+        left = f", {duration(phase.seconds_left)} left" if phase.seconds_left else ""
+        detail = f": {phase.detail}" if phase.detail else ""
+        self._print(f"{phase.phase} {phase.done}/{phase.total} ({phase.fraction:.0%}{left}){detail}")
+
+    def _print(self, text: str, kind: str = "") -> None:
+        print_line(self._console, text, _STYLES.get(kind, ""))
+
+
+class BarView:
+    """A bar with the time left for each phase, for terminals; lines worth reading scroll above it."""
+
+    def __init__(self, console: Console, state: RunState) -> None:
+        self._console = console
+        self._state = state
+        self._progress = Progress(
+            TextColumn("{task.description:9}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=console,
+        )
+        self._bar: TaskID | None = None
+        self._progress.start()
+
+    def show(self, event: ev.Event) -> None:
+        if isinstance(event, ev.PhaseStarted):
+            self._bar = self._progress.add_task(
+                event.phase, total=event.total, completed=event.done, left="", detail=""
+            )
+        elif isinstance(event, ev.PhaseProgressed):
+            self._update(self._state.phase)
+        elif isinstance(event, ev.PhaseFinished):
+            self._update(self._state.phase)
+            print_line(self._progress.console, _finished(event))
+        else:
+            line = log_line(self._state, event)
+            if line:
+                print_line(self._progress.console, line.text, _STYLES.get(line.kind, ""))
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _update(self, phase: PhaseView | None) -> None:
+        if self._bar is None or phase is None:
+            return
+        left = duration(phase.seconds) if phase.finished else f"{duration(phase.seconds_left)} left"
+        self._progress.update(
+            self._bar, completed=phase.done, total=phase.total, left=left, detail=clean_text(phase.detail, 60)
+        )
+
+
+def make_view(display: str, state: RunState, stream: TextIO | None = None) -> View:
+    """The view for `--display`: `plain`, `json` or `none`; bars where `stream` is a terminal, else lines."""
+    if display == "json":
+        return JsonView(stream or sys.stdout)
+    if display == "none":
+        return SilentView()
+    console = make_console(stream)
+    return BarView(console, state) if console.is_terminal else LineView(console, state)
+
+
+def make_console(stream: TextIO | None = None) -> Console:
+    return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+async def run_session(session: Session, phases: Sequence[str], view: View) -> str:
+    """Work through `phases`; returns `completed`, `cancelled` or `failed`.
+
+    The first SIGINT or SIGTERM asks the engine to save and stop, a second one changes nothing.
+    """
+    loop = asyncio.get_running_loop()
+    stopping: asyncio.Task[None] | None = None
+
+    def stop() -> None:
+        nonlocal stopping
+        if stopping is None:
+            print(
+                "krill: stopping; what is finished is kept, the same --run goes on with it", file=sys.stderr
+            )
+            stopping = loop.create_task(session.cancel())
+
+    unsubscribe = session.bus.subscribe(view.show)
+    with _on_signals(loop, stop):
+        try:
+            session.launch(phases)
+            outcome = await session.wait()
+            if stopping is not None:
+                await stopping
+        finally:
+            unsubscribe()
+            view.close()
+    return outcome
+
+
+@contextlib.contextmanager
+def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+async def follow(path: Path, state: RunState, view: View) -> None:
+    """Show a run that another process writes, from its journal, until that says it has finished."""
+    async for event in _journal_events(path):
+        state.apply(event)
+        view.show(event)
+
+
+async def _journal_events(path: Path) -> AsyncIterator[ev.Event]:
+    follower = JournalFollower(path)
+    while True:
+        events = await asyncio.to_thread(follower.read_new)
+        for event in events:
+            yield event
+        if events and isinstance(events[-1], ev.RunFinished):
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+def log_line(state: RunState, event: ev.Event) -> LogLine | None:
+    """The line the state made of this event, where it is one to print."""
+    if isinstance(event, ev.CheckpointSaved) or not state.log:
+        return None
+    newest = state.log[-1]
+    return newest if newest.event.seq == event.seq and newest.kind in _SHOWN else None
+
+
+def results_table(state: RunState) -> Table:
+    """Success before and after each stage, with 95 % Wilson intervals."""
+    table = Table("stage", "split", box=None, pad_edge=False)
+    for heading in ("success", "95 % interval", "episodes", "steps of wins"):
+        table.add_column(heading, justify="right")
+    for title, evaluated in result_rows(state):
+        steps = f"{evaluated.mean_steps:.1f}" if evaluated.mean_steps else "-"
+        table.add_row(title, clean_text(evaluated.split, 40), *_rate_cells(evaluated.overall), steps)
+    return table
+
+
+def categories_table(evaluated: ev.Evaluated) -> Table:
+    """One evaluation by category, with 95 % Wilson intervals."""
+    table = Table("category", box=None, pad_edge=False)
+    for heading in ("success", "95 % interval", "episodes"):
+        table.add_column(heading, justify="right")
+    for category, rate in evaluated.categories.items():
+        table.add_row(Text(clean_text(category, 40)), *_rate_cells(rate))
+    table.add_row("all", *_rate_cells(evaluated.overall))
+    return table
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """One line of text that may come from anywhere: no markup, no control characters, no wrapping."""
+    printable = "".join(c for c in " ".join(text.splitlines()).replace("\t", " ") if c.isprintable())
+    console.print(Text(printable, style=style), soft_wrap=True)
+
+
+def duration(seconds: float | None) -> str:
+    """`3m05s`, `12s`; `?` where it is unknown."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _finished(event: ev.PhaseFinished) -> str:
+    return f"{event.phase}: done in {duration(event.seconds)}: {event.summary}"
+
+
+def _rate_cells(rate: ev.Rate) -> tuple[str, str, str]:
+    return f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}", f"{rate.wins}/{rate.episodes}"
