@@ -13,6 +13,7 @@ class Gate:
         self._open = asyncio.Event()
         self._open.set()
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._arrived = asyncio.Event()
 
     @property
     def paused(self) -> bool:
@@ -41,7 +42,14 @@ class Gate:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
+        self._arrived.set()
         await future
+
+    async def someone_waits(self) -> None:
+        """Until a turn is held here."""
+        while not any(not future.done() for future in self._waiting):
+            self._arrived.clear()
+            await self._arrived.wait()
 
     @staticmethod
     def _release(future: asyncio.Future[None]) -> None:
