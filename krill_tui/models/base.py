@@ -64,6 +64,9 @@ class ActReply:
     """Per token of `ids` the ids it was chosen among, () where it was free; empty if unconstrained."""
     finish: Literal["stop", "length", "context"] = "stop"
     """`context`: the sequence would outgrow the model; there is no text."""
+    restarted: bool = False
+    """The policy had to read the whole conversation again (an overridden reply, a restarted worker): `context_ids`
+    begin at its first token, and what was collected of this episode before is void."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     version: int = 0

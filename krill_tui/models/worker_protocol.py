@@ -34,6 +34,8 @@ class LoadRequest(Record):
     """CPU threads; 0 lets the worker choose."""
     seed: int = 0
     max_context: int = 2048
+    token_budget: int = 8192
+    """Padded tokens of one training micro-batch; halved by the worker when memory runs out."""
 
 
 class SampleItem(Record):
@@ -94,6 +96,8 @@ class GrpoStepRequest(Record):
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     """The temperature the episodes were sampled at; log-probabilities are taken at it."""
+    max_completion_length: int = 0
+    """What dr_grpo divides by; 0 takes the longest episode of the batch."""
 
 
 class FreezeReferenceRequest(Record):

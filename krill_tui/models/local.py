@@ -1,0 +1,379 @@
+"""The local policy: a client of the model worker, the process that owns torch (DESIGN section 8)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from krill_tui.errors import ModelError
+from krill_tui.models.base import ActReply, ActRequest, Message
+from krill_tui.models.worker_protocol import (
+    ChatMessage,
+    CloseRequest,
+    ErrorReply,
+    FinishRequest,
+    FreezeReferenceRequest,
+    GrpoStepRequest,
+    LoadedReply,
+    LoadRequest,
+    MetricsReply,
+    OkReply,
+    ProgressReply,
+    SampledReply,
+    SampleItem,
+    SampleOutput,
+    SampleRequest,
+    SaveRequest,
+    SftStepRequest,
+    WorkerReply,
+    WorkerRequest,
+    reply_adapter,
+)
+
+_WORKER = "krill_tui.training.worker"
+_LINE_LIMIT = 256 * 2**20
+"""Bytes of the longest reply."""
+_GRACE = 5.0
+"""Seconds a closed worker may take to leave."""
+
+Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, OkReply)
+Progress = Callable[[int, int], None]
+
+
+class WorkerClient:
+    """Starts the worker and talks to it; requests are answered in the order they were made.
+
+    A request that is cancelled is still answered by the worker; its reply is dropped. When the worker dies, everything
+    that waits fails with `ModelError`, and so do later requests until `restart`.
+    """
+
+    def __init__(self, log: Path, *, module: str = _WORKER) -> None:
+        """`log`: file that takes the worker's standard error, appended."""
+        self._log = log
+        self._module = module
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._waiting: deque[_Waiting] = deque()
+        self._died: asyncio.Event = asyncio.Event()
+        self._death = "the model worker is not running"
+
+    @property
+    def died(self) -> asyncio.Event:
+        """Set once the running worker is gone, for whatever reason."""
+        return self._died
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running worker."""
+        return self._process.pid if self._process and not self._died.is_set() else None
+
+    async def start(self) -> None:
+        """Start the worker process."""
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                self._module,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LINE_LIMIT,
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._died = asyncio.Event()
+        self._reader = asyncio.create_task(self._read(self._process, self._died), name="model worker reader")
+
+    async def restart(self) -> None:
+        """End the worker, if it still runs, and start another; it has no model until `load`."""
+        await self.close()
+        await self.start()
+
+    async def load(self, request: LoadRequest) -> LoadedReply:
+        return await self.request(request, LoadedReply)
+
+    async def sample(self, items: Sequence[SampleItem]) -> SampledReply:
+        return await self.request(SampleRequest(items=tuple(items)), SampledReply)
+
+    async def finish(self, episodes: Sequence[str]) -> None:
+        await self.request(FinishRequest(episodes=tuple(episodes)), OkReply)
+
+    async def sft_step(self, request: SftStepRequest, progress: Progress | None = None) -> MetricsReply:
+        return await self.request(request, MetricsReply, progress)
+
+    async def grpo_step(self, request: GrpoStepRequest, progress: Progress | None = None) -> MetricsReply:
+        return await self.request(request, MetricsReply, progress)
+
+    async def freeze_reference(self) -> None:
+        await self.request(FreezeReferenceRequest(), OkReply)
+
+    async def save(self, directory: Path) -> None:
+        await self.request(SaveRequest(directory=str(directory)), OkReply)
+
+    async def request(
+        self, message: WorkerRequest, expected: type[Reply], progress: Progress | None = None
+    ) -> Reply:
+        """Send a request and wait for its reply; `progress` is told tokens done and in all.
+
+        Raises:
+            ModelError: the worker refused, failed, died or is not running.
+        """
+        process = self._process
+        if process is None or process.stdin is None or self._died.is_set():
+            raise ModelError(self._death)
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), progress)
+        # Both at once, without a wait between them, so that replies are matched in order.
+        self._waiting.append(waiting)
+        process.stdin.write(message.model_dump_json().encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            await process.stdin.drain()
+        reply = await waiting.reply
+        if isinstance(reply, ErrorReply):
+            raise ModelError(reply.message)
+        if not isinstance(reply, expected):
+            raise ModelError(f"the model worker answered {message.kind} with {reply.kind}")
+        return reply
+
+    async def close(self) -> None:
+        """Ask the worker to leave, and kill it if it does not."""
+        process, reader = self._process, self._reader
+        if process is None or reader is None:
+            return
+        self._process = self._reader = None
+        try:
+            if process.returncode is None and process.stdin is not None:
+                process.stdin.write(CloseRequest().model_dump_json().encode() + b"\n")
+                process.stdin.close()
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
+        except TimeoutError:
+            pass
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+            await process.wait()
+            await reader
+
+    async def _read(self, process: asyncio.subprocess.Process, died: asyncio.Event) -> None:
+        """Hand each line to the request that waits longest; at the end fail those that still wait."""
+        assert process.stdout is not None
+        try:
+            while line := await process.stdout.readline():
+                self._take(reply_adapter.validate_json(line))
+            code = await process.wait()
+            self._death = f"the model worker ended (exit code {code}); see {self._log}"
+        except (ValueError, ValidationError):
+            self._death = f"the model worker sent something that is no reply; see {self._log}"
+            process.kill()
+            await process.wait()
+        died.set()
+        while self._waiting:
+            self._waiting.popleft().fail(ModelError(self._death))
+
+    def _take(self, reply: WorkerReply) -> None:
+        if isinstance(reply, ProgressReply):
+            if self._waiting and self._waiting[0].progress:
+                self._waiting[0].progress(reply.done, reply.total)
+            return
+        if isinstance(reply, ErrorReply) and reply.detail:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(reply.detail.rstrip() + "\n")
+        if self._waiting:
+            self._waiting.popleft().answer(reply)
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request on its way."""
+
+    reply: asyncio.Future[WorkerReply]
+    progress: Progress | None
+
+    def answer(self, reply: WorkerReply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+    def fail(self, error: ModelError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
+
+
+def _environment() -> dict[str, str]:
+    """The child's environment: this one's without API keys, which the worker has no use for."""
+    return {name: value for name, value in os.environ.items() if not name.upper().endswith("API_KEY")}
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """What the worker knows of an episode."""
+
+    messages: list[Message] = field(default_factory=list)
+    """Everything sent, and the worker's replies."""
+    known: bool = False
+    """The worker holds the sequence."""
+    started_over: bool = False
+
+
+@dataclass(slots=True)
+class _Call:
+    request: ActRequest
+    reply: asyncio.Future[ActReply]
+
+
+class LocalPolicy:
+    """A policy whose concurrent `act` calls are sampled together by the worker.
+
+    A batch leaves when every started episode waits for its turn, or `window` seconds after the last call came. The
+    worker keeps each episode's sequence, so that only new messages travel; where a conversation went on differently
+    than the worker knows it (an overridden reply, a cancelled call, a restarted worker), it is sent again as a whole
+    and the reply says `restarted`.
+    """
+
+    def __init__(self, client: WorkerClient, name: str = "local", *, window: float = 0.02) -> None:
+        self.name = name
+        self._client = client
+        self._window = window
+        self._live: set[str] = set()
+        self._conversations: dict[str, _Conversation] = {}
+        self._calls: dict[str, _Call] = {}
+        self._finished: set[str] = set()
+        self._arrived = asyncio.Event()
+        self._batcher: asyncio.Task[None] | None = None
+
+    async def start(self, episode: str) -> None:
+        """Announce an episode."""
+        self._live.add(episode)
+
+    async def act(self, request: ActRequest) -> ActReply:
+        """Continue one episode."""
+        if request.episode in self._calls:
+            raise ModelError(f"the episode {request.episode} is already waiting for its turn")
+        if self._batcher is None or self._batcher.done():
+            self._batcher = asyncio.create_task(self._run(), name="local policy batcher")
+        call = _Call(request, asyncio.get_running_loop().create_future())
+        self._calls[request.episode] = call
+        self._arrived.set()
+        try:
+            return await call.reply
+        except asyncio.CancelledError:
+            if self._calls.get(request.episode) is call:
+                del self._calls[request.episode]
+            raise
+
+    async def finish(self, episode: str) -> None:
+        """Forget an episode; the worker hears of it with the next batch."""
+        self._live.discard(episode)
+        conversation = self._conversations.pop(episode, None)
+        if conversation is not None:
+            self._finished.add(episode)
+        self._arrived.set()
+
+    async def close(self) -> None:
+        """Stop batching; calls that wait fail. The worker goes on."""
+        if self._batcher is not None:
+            self._batcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._batcher
+        for call in self._calls.values():
+            if not call.reply.done():
+                call.reply.set_exception(ModelError("the local policy was closed"))
+        self._calls.clear()
+
+    async def _run(self) -> None:
+        """Send batches for as long as there are calls."""
+        while self._calls:
+            await self._gather_calls()
+            batch = self._calls
+            self._calls = {}
+            if batch:
+                await self._sample(list(batch.values()))
+
+    async def _gather_calls(self) -> None:
+        """Wait until all live episodes wait, or nobody came for a while."""
+        while not self._live <= self._calls.keys():
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(self._window):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    async def _sample(self, calls: list[_Call]) -> None:
+        """Sample one batch and answer its calls; what fails, fails for all of them."""
+        try:
+            items = [self._item(call.request) for call in calls]
+            await self._forget_finished()
+            reply = await self._client.sample(items)
+        except ModelError as error:
+            for call in calls:
+                self._conversations.pop(call.request.episode, None)
+                if not call.reply.done():
+                    call.reply.set_exception(ModelError(error.message, hint=error.hint))
+            return
+        outputs = {output.episode: output for output in reply.outputs}
+        for call in calls:
+            self._answer(call, outputs[call.request.episode], reply.version)
+
+    async def _forget_finished(self) -> None:
+        finished, self._finished = self._finished, set()
+        if finished:
+            await self._client.finish(sorted(finished))
+
+    def _item(self, request: ActRequest) -> SampleItem:
+        """What to send of a conversation; a new one, or the whole again if the worker knows another."""
+        conversation = self._conversations.get(request.episode)
+        messages = list(request.messages)
+        if conversation is None or messages[: len(conversation.messages)] != conversation.messages:
+            if conversation is not None:
+                self._finished.add(request.episode)
+            restarted = any(message["role"] == "assistant" for message in messages)
+            conversation = _Conversation(started_over=restarted)
+            self._conversations[request.episode] = conversation
+        new = messages[len(conversation.messages) :]
+        conversation.messages = messages
+        return SampleItem(
+            episode=request.episode,
+            messages=tuple(ChatMessage(role=m["role"], content=m["content"]) for m in new),
+            admissible=tuple(request.admissible),
+            constrained=request.sampling.constrained,
+            temperature=request.sampling.temperature,
+            max_tokens=request.sampling.max_tokens,
+            seed=request.seed,
+        )
+
+    def _answer(self, call: _Call, output: SampleOutput, version: int) -> None:
+        conversation = self._conversations.get(call.request.episode)
+        restarted = False
+        if conversation is not None:
+            restarted, conversation.started_over = conversation.started_over, False
+            conversation.messages = [
+                *call.request.messages,
+                Message(role="assistant", content=output.text),
+            ]
+        if call.reply.done():
+            return
+        call.reply.set_result(
+            ActReply(
+                text=output.text,
+                context_ids=output.context_ids,
+                ids=output.ids,
+                logprobs=output.logprobs,
+                allowed=output.allowed,
+                finish=output.finish,
+                restarted=restarted,
+                prompt_tokens=len(output.context_ids),
+                completion_tokens=len(output.ids),
+                version=version,
+            )
+        )

@@ -1,0 +1,200 @@
+"""The policy: a frozen causal language model with two LoRA adapters, `policy` (trained) and `reference` (frozen)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from krill_tui.errors import ModelError
+from krill_tui.training.batches import TokenBatch
+from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
+
+Adapter = Literal["policy", "reference"]
+_FUSE_BELOW = 50_000_000
+"""Up to this many parameters the adapter is multiplied into the weights before a pass: one product per layer instead
+of three is faster than what the full-size weight gradients cost. Above, PEFT's own layers save the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How to load the policy."""
+
+    lora_rank: int = 16
+    lora_alpha: int = 32
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    seed: int = 0
+    max_context: int = 2048
+
+
+class PolicyModel:
+    """Base model, adapters and tokenizer, with log-probabilities of given tokens."""
+
+    def __init__(self, base: Any, chat: ChatTokenizer, settings: ModelSettings, name: str = "") -> None:
+        """`base`: a Hugging Face causal LM, already on its device; it is frozen here and never changed."""
+        self.name = name
+        self.chat = chat
+        self.settings = settings
+        self.base = base.requires_grad_(False).eval()
+        self.device: torch.device = base.device
+        self.context = min(settings.max_context, int(base.config.max_position_embeddings))
+        torch.manual_seed(settings.seed)
+        config = LoraConfig(
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=name,
+        )
+        with warnings.catch_warnings():
+            # PEFT still asks transformers for an attribute under its old name.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            self.peft: Any = get_peft_model(_sharing_copy(base), config, adapter_name="policy")
+            self.peft.add_adapter("reference", config)
+        self._layers = _lora_layers(self.peft)
+        self._train_policy_only()
+        self.fused = sum(p.numel() for p in base.parameters()) <= _FUSE_BELOW
+        self._reference_weights: dict[str, Tensor] | None = None
+
+    @property
+    def policy_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained weights by name, in a fixed order."""
+        return {n: p for n, p in self.peft.named_parameters() if p.requires_grad}
+
+    def merged_weights(self, adapter: Adapter) -> dict[str, Tensor]:
+        """Weights of the adapted linear layers with the adapter in them, by their name in the base model."""
+        weights = {}
+        for name, layer in self._layers.items():
+            base = layer.get_base_layer().weight
+            weights[f"{name}.weight"] = (base + layer.get_delta_weight(adapter)).to(base.dtype)
+        return weights
+
+    def freeze_reference(self) -> None:
+        """Copy the policy adapter into the reference."""
+        with torch.no_grad():
+            for layer in self._layers.values():
+                for part in (layer.lora_A, layer.lora_B):
+                    part["reference"].weight.copy_(part["policy"].weight)
+        self.forget_reference_weights()
+
+    def forget_reference_weights(self) -> None:
+        """To be called when the reference adapter was changed from outside."""
+        self._reference_weights = None
+
+    def token_scores(
+        self, batch: TokenBatch, adapter: Adapter = "policy", temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the policy's tokens under an adapter, at a temperature (0 counts as 1).
+
+        A token that was chosen among `allowed` ids is scored among those only. Gives, each float32 `[B, T]` and 0 where
+        the mask is 0: log-probabilities (with gradient for the policy), entropies of the distributions, and 1 where the
+        token is the most likely one. Logits are computed at the policy's tokens only.
+        """
+        batch = batch.to(self.device)
+        hidden = self._hidden(batch.ids[:, :-1], adapter)
+        logits = self.base.get_output_embeddings()(hidden[batch.rows, batch.columns - 1]).float()
+        scores = score(logits / (temperature or 1.0), batch.targets, batch.choice_rows, batch.choices)
+        # Tokens that were forced are not among the scored: probability 1, entropy 0, always right.
+        fill = (0.0, 0.0, 1.0)
+        where = (batch.rows, batch.columns)
+        logprobs, entropies, hits = (
+            torch.full(batch.ids.shape, value, device=self.device).index_put(where, values)
+            for value, values in zip(fill, scores, strict=True)
+        )
+        return logprobs, entropies, hits * batch.mask
+
+    def _hidden(self, ids: Tensor, adapter: Adapter) -> Tensor:
+        """Last hidden states `[B, T, H]`. Padding stands right of everything real, so causality is mask enough."""
+        arguments = {"input_ids": ids, "use_cache": False}
+        if not self.fused:
+            self.peft.set_adapter(adapter)
+            self._train_policy_only()
+            return self.peft.get_base_model().base_model(**arguments).last_hidden_state
+        weights = self.merged_weights("policy") if adapter == "policy" else self._merged_reference()
+        prefix = f"{self.base.base_model_prefix}."
+        inner = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+        return torch.func.functional_call(self.base.base_model, inner, (), arguments).last_hidden_state
+
+    def _merged_reference(self) -> dict[str, Tensor]:
+        if self._reference_weights is None:
+            with torch.no_grad():
+                self._reference_weights = self.merged_weights("reference")
+        return self._reference_weights
+
+    def _train_policy_only(self) -> None:
+        for name, parameter in self.peft.named_parameters():
+            parameter.requires_grad_(".policy." in name)
+
+
+def load_model(folder: str, settings: ModelSettings) -> PolicyModel:
+    """Load a base model (safetensors only) and put fresh adapters on it.
+
+    Raises:
+        ModelError: no such model, no safetensors, no chat template, or a device that is not there.
+    """
+    chat = ChatTokenizer(load_tokenizer(folder))
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            attn_implementation="sdpa",
+        )
+        base = base.to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ModelError(f"cannot load the model {folder}: {reason}") from error
+    for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(base.config, scaling, None) not in (None, 1, 1.0):
+            raise ModelError(f"{folder} rescales its logits ({scaling}), which the trainer does not support")
+    return PolicyModel(base, chat, settings, name=folder)
+
+
+def score(
+    logits: Tensor, targets: Tensor, choice_rows: Tensor, choices: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of each target, entropy of its distribution, and whether it is the most likely.
+
+    `logits` `[N, V]`, `targets` `[N]`; for the rows `choice_rows` `[M]` the distribution is renormalised over
+    `choices` `[M, A]` (ids, padded with -1). Gives float `[N]` each, the first with gradient.
+    """
+    scores = _score_all(logits, targets)
+    if not choice_rows.numel():
+        return scores
+    among = logits[choice_rows].gather(1, choices.clamp(min=0)).masked_fill(choices < 0, float("-inf"))
+    position = (choices == targets[choice_rows, None]).int().argmax(-1)
+    first, second, third = (
+        free.index_put((choice_rows,), bound)
+        for free, bound in zip(scores, _score_all(among, position), strict=True)
+    )
+    return first, second, third
+
+
+def _score_all(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logprobs = torch.log_softmax(logits, -1)
+    with torch.no_grad():
+        entropies = torch.special.entr(logprobs.exp()).sum(-1)
+        hits = (logprobs.argmax(-1) == targets).to(logprobs.dtype)
+    return logprobs.gather(1, targets[:, None]).squeeze(1), entropies, hits
+
+
+def _sharing_copy(base: Any) -> Any:
+    """A second module tree over the same parameters, for PEFT to put its layers into."""
+    return copy.deepcopy(base, {id(p): p for p in base.parameters()})
+
+
+def _lora_layers(peft: Any) -> dict[str, Any]:
+    """PEFT's layers by the name of the linear layer each of them wraps, as the base model names it."""
+    return {
+        name: module for name, module in peft.get_base_model().named_modules() if hasattr(module, "lora_A")
+    }

@@ -1,0 +1,294 @@
+"""Sampling many live episodes at once, each with its KV cache kept between its turns."""
+
+from __future__ import annotations
+
+import copy
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from krill_tui.models.base import Message
+from krill_tui.models.worker_protocol import SampleItem, SampleOutput
+from krill_tui.training.constraint import ReplyState
+from krill_tui.training.kv import KvPool
+from krill_tui.training.model import PolicyModel
+
+_PREFILL_TOKENS = 8192
+"""Padded tokens of one prefill pass."""
+
+
+@dataclass(slots=True)
+class _Episode:
+    """A live episode: one row of the pool."""
+
+    name: str
+    ids: list[int] = field(default_factory=list)
+    cached: int = 0
+    """How many of `ids` are in the pool."""
+    ended: bool = True
+    """The last reply closed with the end-of-turn token."""
+
+    def pending(self) -> list[int]:
+        return self.ids[self.cached :]
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One reply under way."""
+
+    item: SampleItem
+    episode: _Episode
+    state: ReplyState
+    context: tuple[int, ...]
+
+
+class Sampler:
+    """Continues episodes with a copy of the policy that has its adapter merged in."""
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self._policy = policy
+        self._chat = policy.chat
+        self._episodes: list[_Episode] = []
+        """In the order of the pool's rows."""
+        self._by_name: dict[str, _Episode] = {}
+        self._pool = KvPool()
+        adapted = policy.merged_weights("policy")
+        memo = {id(p): p for name, p in policy.base.named_parameters() if name not in adapted}
+        self._model: Any = copy.deepcopy(policy.base, memo)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take over the policy's present weights; what was cached under the old ones is computed again when needed."""
+        with torch.no_grad():
+            for name, weight in self._policy.merged_weights("policy").items():
+                self._model.get_parameter(name).copy_(weight)
+        for episode in self._episodes:
+            episode.cached = 0
+
+    @torch.inference_mode()
+    def finish(self, names: Sequence[str]) -> None:
+        """Forget episodes; unknown ones are none."""
+        for name in names:
+            episode = self._by_name.pop(name, None)
+            if episode is None:
+                continue
+            row, last = self._episodes.index(episode), len(self._episodes) - 1
+            if row != last:
+                self._pool.copy_row(last, row, self._episodes[last].cached)
+                self._episodes[row] = self._episodes[last]
+            self._episodes.pop()
+
+    @torch.inference_mode()
+    def sample(self, items: Sequence[SampleItem]) -> list[SampleOutput]:
+        """One reply for each item, in their order.
+
+        A reply depends on its conversation, its seed and the position in its own sequence, not on the batch. An item
+        whose sequence could outgrow the model gets no reply (`finish="context"`) and leaves its episode unchanged.
+        """
+        turns: dict[str, _Turn] = {}
+        for item in items:
+            turn = self._begin(item)
+            if turn is not None:
+                turns[item.episode] = turn
+        active, leaders = self._arrange(list(turns.values()))
+        logits = self._prefill(active, leaders)
+        while active:
+            self._advance(active, logits)
+            active = self._drop_done(active)
+            logits = self._forward(active)
+        return [self._output(item, turns.get(item.episode)) for item in items]
+
+    def _begin(self, item: SampleItem) -> _Turn | None:
+        messages: list[Message] = [{"role": m.role, "content": m.content} for m in item.messages]
+        episode = self._by_name.get(item.episode)
+        if episode is None:
+            context = self._chat.context(messages)
+        else:
+            context = self._chat.next_context(messages, ended=episode.ended)
+        length = (len(episode.ids) if episode else 0) + len(context)
+        state = ReplyState(self._chat, item.admissible, item.constrained, item.max_tokens)
+        if length + state.room > self._policy.context:
+            return None
+        if episode is None:
+            episode = self._by_name[item.episode] = _Episode(item.episode)
+            self._episodes.append(episode)
+        state.push_forced()
+        episode.ids += [*context, *state.ids]
+        return _Turn(item, episode, state, context)
+
+    def _arrange(self, turns: list[_Turn]) -> tuple[list[_Turn], list[int]]:
+        """Put the episodes to sample into the first rows, in this order: those to compute by the length of what is
+        pending, then those that start with the same tokens as one of them (a GRPO group's first turn).
+
+        Gives the turns in that order, and for each of the latter the row to copy.
+        """
+        turns.sort(key=lambda turn: len(turn.episode.pending()))
+        first: dict[tuple[int, ...], _Turn] = {}
+        own: list[_Turn] = []
+        followers: list[tuple[_Turn, _Turn]] = []
+        for turn in turns:
+            leader = turn if turn.episode.cached else first.setdefault(tuple(turn.episode.ids), turn)
+            if leader is turn:
+                own.append(turn)
+            else:
+                followers.append((turn, leader))
+        rows_of = {id(turn): row for row, turn in enumerate(own)}
+        turns = own + [turn for turn, _ in followers]
+        self._reorder(turns)
+        return turns, [rows_of[id(leader)] for _, leader in followers]
+
+    def _reorder(self, turns: list[_Turn]) -> None:
+        """Make the episodes of `turns` the first rows of the pool."""
+        self._pool.reserve(len(self._episodes))
+        wanted = [turn.episode for turn in turns]
+        chosen = {id(episode) for episode in wanted}
+        wanted += [episode for episode in self._episodes if id(episode) not in chosen]
+        if any(a is not b for a, b in zip(wanted, self._episodes, strict=True)):
+            rows = {id(episode): row for row, episode in enumerate(self._episodes)}
+            longest = max((episode.cached for episode in wanted), default=0)
+            if longest:
+                self._pool.permute([rows[id(episode)] for episode in wanted], longest)
+            self._episodes = wanted
+
+    def _prefill(self, active: list[_Turn], leaders: list[int]) -> Tensor:
+        """Compute the first rows and copy to the last `len(leaders)` rows what they share with a leader each."""
+        own = len(active) - len(leaders)
+        logits = self._forward(active[:own])
+        for row, leader in enumerate(leaders, start=own):
+            episode = active[row].episode
+            episode.cached = len(episode.ids)
+            self._pool.copy_row(leader, row, episode.cached)
+        return torch.cat([logits, logits[leaders]]) if leaders else logits
+
+    def _forward(self, active: list[_Turn]) -> Tensor:
+        """Compute what is pending in the first rows; gives the logits after each row's last token, `[n, V]`."""
+        if not active:
+            return torch.empty(0)
+        logits = []
+        start = 0
+        while start < len(active):
+            stop, width = start, 0
+            while stop < len(active):
+                pending = len(active[stop].episode.pending())
+                if stop > start and (stop + 1 - start) * max(width, pending) > _PREFILL_TOKENS:
+                    break
+                stop, width = stop + 1, max(width, pending)
+            logits.append(self._forward_rows(slice(start, stop), width))
+            start = stop
+        return torch.cat(logits)
+
+    def _forward_rows(self, rows: slice, width: int) -> Tensor:
+        episodes = self._episodes[rows]
+        pendings = [episode.pending() for episode in episodes]
+        device = self._policy.device
+        ids = torch.tensor([p + [0] * (width - len(p)) for p in pendings], device=device)
+        cached = torch.tensor([episode.cached for episode in episodes], device=device)
+        positions = cached[:, None] + torch.arange(width, device=device)
+        span = max(episode.cached for episode in episodes) + width
+        self._pool.select(rows, positions, span)
+        seen = torch.arange(span, device=device) <= positions[:, None, :, None]
+        mask = torch.zeros(seen.shape, dtype=self._model.dtype, device=device).masked_fill_(
+            ~seen, float("-inf")
+        )
+        hidden = self._model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self._pool,
+            use_cache=True,
+        ).last_hidden_state
+        last = torch.tensor([len(p) - 1 for p in pendings], device=device)
+        for episode in episodes:
+            episode.cached = len(episode.ids)
+        return self._model.get_output_embeddings()(
+            hidden[torch.arange(len(last), device=device), last]
+        ).float()
+
+    def _advance(self, active: list[_Turn], logits: Tensor) -> None:
+        """Draw one token in every row and append it, with the forced ones that follow."""
+        choices = [turn.state.choices() for turn in active]
+        free = [row for row, allowed in enumerate(choices) if not allowed]
+        bound = [row for row, allowed in enumerate(choices) if allowed]
+        if free:
+            self._draw(active, free, logits[free] if bound else logits, None)
+        if bound:
+            most = max(len(choices[row]) for row in bound)
+            table = torch.tensor(
+                [[*choices[row], *[-1] * (most - len(choices[row]))] for row in bound], device=logits.device
+            )
+            among = logits[bound].gather(1, table.clamp(min=0)).masked_fill(table < 0, float("-inf"))
+            self._draw(active, bound, among, choices)
+
+    def _draw(
+        self, active: list[_Turn], rows: list[int], logits: Tensor, choices: list[tuple[int, ...]] | None
+    ) -> None:
+        turns = [active[row] for row in rows]
+        uniforms = [uniform(turn.item.seed, len(turn.episode.ids)) for turn in turns]
+        picks, logprobs = draw(logits, [turn.item.temperature for turn in turns], uniforms)
+        for row, turn, pick, logprob in zip(rows, turns, picks, logprobs, strict=True):
+            before = len(turn.state.ids)
+            turn.state.push(choices[row][pick] if choices else pick, logprob)
+            turn.state.push_forced()
+            turn.episode.ids += turn.state.ids[before:]
+
+    def _drop_done(self, active: list[_Turn]) -> list[_Turn]:
+        """Move the rows of complete replies behind those that go on."""
+        live = len(active)
+        row = 0
+        while row < live:
+            if not active[row].state.done:
+                row += 1
+                continue
+            live -= 1
+            if row != live:
+                columns = max(active[row].episode.cached, active[live].episode.cached)
+                self._pool.swap_rows(row, live, columns)
+                active[row], active[live] = active[live], active[row]
+                self._episodes[row], self._episodes[live] = self._episodes[live], self._episodes[row]
+        return active[:live]
+
+    def _output(self, item: SampleItem, turn: _Turn | None) -> SampleOutput:
+        if turn is None:
+            return SampleOutput(
+                episode=item.episode, text="", context_ids=(), ids=(), logprobs=(), finish="context"
+            )
+        state = turn.state
+        turn.episode.ended = state.ended
+        return SampleOutput(
+            episode=item.episode,
+            text=self._chat.decode(state.ids),
+            context_ids=turn.context,
+            ids=tuple(state.ids),
+            logprobs=tuple(state.logprobs),
+            allowed=tuple(state.allowed) if any(state.allowed) else (),
+            finish="stop" if state.complete else "length",
+        )
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on an episode's seed and a token's position in its sequence, on nothing else."""
+    digest = blake2b(struct.pack("<qQ", seed, position), digest_size=4).digest()
+    return int.from_bytes(digest, "little") / 2**32
+
+
+def draw(
+    logits: Tensor, temperatures: Sequence[float], uniforms: Sequence[float]
+) -> tuple[list[int], list[float]]:
+    """Draw one index from each row of `logits` `[n, V]` by inverting its distribution function.
+
+    Gives the indices and their log-probabilities at the temperature; at temperature 0 the most likely index with its
+    log-probability at temperature 1.
+    """
+    greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
+    scale = torch.tensor([t or 1.0 for t in temperatures], device=logits.device)
+    logprobs = torch.log_softmax(logits / scale[:, None], -1)
+    total = logprobs.exp().double().cumsum(-1)
+    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * total[:, -1:]
+    picks = torch.searchsorted(total, points, right=True).squeeze(1).clamp(max=logits.shape[1] - 1)
+    picks = torch.where(greedy, logprobs.argmax(-1), picks)
+    return picks.tolist(), logprobs.gather(1, picks[:, None]).squeeze(1).tolist()

@@ -1,0 +1,172 @@
+"""From conversations to the one growing token sequence of an episode.
+
+Sampling, SFT and RL build sequences here and nowhere else. A sequence alternates context (template, system,
+observations) and the policy's replies; a reply ends with the template's end-of-turn token, which belongs to the policy.
+A reply's sampled ids stay as they are and are never tokenized again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from krill_tui.errors import ModelError
+from krill_tui.models.base import Message
+from krill_tui.training.tiny import FORMAT_TOKENS
+
+_PROBE = "krillprobe"
+"""Stands for an earlier reply while a template is rendered, so that templates that rewrite old replies do no harm."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedTokens:
+    """A whole conversation as tokens."""
+
+    ids: tuple[int, ...]
+    mask: tuple[int, ...]
+    """1 on the assistant's tokens, its end-of-turn tokens included; 0 on the first token of all."""
+    allowed: tuple[tuple[int, ...], ...] | None = None
+    """As `EpisodeTokens.allowed`."""
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Read a Hugging Face tokenizer with a chat template.
+
+    Raises:
+        ModelError: there is none, or it has no chat template.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer in {folder}: {_one_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(f"the tokenizer in {folder} has no chat template", hint="use an instruct model")
+    return tokenizer
+
+
+class ChatTokenizer:
+    """A tokenizer and its chat template, as functions from messages to ids."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer`: any Hugging Face tokenizer with a chat template.
+
+        Raises:
+            ModelError: the template does not end the assistant's turn with a token of its own.
+        """
+        self.tokenizer = tokenizer
+        special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self._control = {i: text for i, text in special.items() if text not in FORMAT_TOKENS}
+        self._cache: dict[str, tuple[int, ...]] = {}
+        self._pieces: dict[int, str] = {}
+        self.end_of_turn, _ = self._split_end(self._after_probe([], generation=False))
+        stops = {self.end_of_turn, tokenizer.eos_token_id} - {None}
+        self.stop_ids: frozenset[int] = frozenset(stops)
+        """Ids that end a reply when they are sampled."""
+        self.control_ids: frozenset[int] = frozenset(self._control) | self.stop_ids
+        """Ids that never belong to a reply's text."""
+
+    def context(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Ids from the start of the sequence up to where the policy speaks.
+
+        `messages` may hold earlier assistant turns: they are tokenized from their text.
+        """
+        tokens = self.conversation(messages)
+        if messages[-1]["role"] == "assistant":
+            raise ModelError("the last message of a conversation to continue must be the user's")
+        return tokens.ids
+
+    def next_context(self, messages: Sequence[Message], *, ended: bool) -> tuple[int, ...]:
+        """Ids between a reply and the next one, for the new `messages` (no assistant among them).
+
+        `ended`: the reply's last id was the end-of-turn token; otherwise that token comes first here.
+        """
+        ids = self._turn_ids(messages)
+        return ids if ended else (self.end_of_turn, *ids)
+
+    def conversation(self, messages: Sequence[Message]) -> MaskedTokens:
+        """A conversation as ids and mask; after a last message of the user's the template opens the policy's turn."""
+        ids: list[int] = []
+        mask: list[int] = []
+        context: list[Message] = []
+        first = True
+        for message in messages:
+            if message["role"] != "assistant":
+                context.append(message)
+                continue
+            opening = self._first_ids(context) if first else self._turn_ids(context)
+            reply = (*self.encode(self.plain(message["content"])), self.end_of_turn)
+            ids += [*opening, *reply]
+            mask += [0] * len(opening) + [1] * len(reply)
+            context, first = [], False
+        if context:
+            opening = self._first_ids(context) if first else self._turn_ids(context)
+            ids += opening
+            mask += [0] * len(opening)
+        return MaskedTokens(tuple(ids), tuple(mask))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, without the tokenizer's own additions; remembered, since actions and skills come back."""
+        ids = self._cache.get(text)
+        if ids is None:
+            if len(self._cache) > 50_000:
+                self._cache.clear()
+            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+            self._cache[text] = ids
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of a reply: control tokens left out, format tokens such as <think> kept."""
+        kept = [i for i in ids if i not in self.control_ids]
+        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def piece(self, token: int) -> str:
+        """Text of one token, "" for control tokens; broken characters where a character spans tokens."""
+        text = self._pieces.get(token)
+        if text is None:
+            text = self._pieces[token] = self.decode([token])
+        return text
+
+    def plain(self, content: str) -> str:
+        """`content` with control tokens spelled out of their meaning: text of a world never becomes template."""
+        for token in self._control.values():
+            if token in content:
+                content = content.replace(token, f"{token[0]} {token[1:]}")
+        return content
+
+    def _first_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self.encode(self._render(messages, generation=True))
+
+    def _turn_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        after = self._after_probe(messages, generation=True)
+        end, rest = self._split_end(after)
+        if end != self.end_of_turn:
+            raise ModelError("the chat template ends the assistant's turns in different ways")
+        return self.encode(rest)
+
+    def _after_probe(self, messages: Sequence[Message], *, generation: bool) -> str:
+        start: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": _PROBE}]
+        text = self._render([*start, *messages], generation=generation)
+        return text.split(_PROBE, 1)[1]
+
+    def _split_end(self, after: str) -> tuple[int, str]:
+        """Split what follows a reply into its end-of-turn token and the rest of the text."""
+        for token, text in self._control.items():
+            if after.startswith(text):
+                return token, after[len(text) :]
+        raise ModelError("the chat template does not end the assistant's turn with a special token")
+
+    def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
+        conversation = [
+            {"role": message["role"], "content": self.plain(message["content"])} for message in messages
+        ]
+        return self.tokenizer.apply_chat_template(
+            conversation, tokenize=False, add_generation_prompt=generation
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]
