@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from krill_tui.config.presets import PRESETS
-from krill_tui.config.schema import KrillConfig
+from krill_tui.config.schema import EnvConfig, KrillConfig
 from krill_tui.errors import ConfigError
 
 API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
@@ -40,8 +40,10 @@ def load_config(
     if name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise ConfigError(f"{_where(path)}preset: unknown preset '{name}'", hint=f"known: {known}")
-    merged = merge(merge(PRESETS[name], data), overrides or {})
+    asked = merge(data, overrides or {})
+    merged = merge(PRESETS[name], asked)
     merged["preset"] = name
+    _keep_step_limit_of_the_dataset(merged, asked)
     try:
         config = KrillConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
@@ -49,6 +51,14 @@ def load_config(
     key = environ.get("OPENAI_API_KEY", "")
     filled = {field: getattr(config.model, field) or key for field in API_KEY_FIELDS}
     return config.model_copy(update={"model": config.model.model_copy(update=filled)})
+
+
+def _keep_step_limit_of_the_dataset(merged: dict[str, object], asked: Mapping[str, object]) -> None:
+    """A preset's step limit is for its procedural worlds; genuine games keep the dataset's 50."""
+    env, own = merged.get("env"), asked.get("env")
+    own_limit = isinstance(own, Mapping) and "max_steps" in own
+    if isinstance(env, dict) and env.get("backend", "builtin") != "builtin" and not own_limit:
+        env["max_steps"] = EnvConfig().max_steps
 
 
 def public_dict(config: KrillConfig) -> dict[str, Any]:
@@ -60,8 +70,10 @@ def public_dict(config: KrillConfig) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, object], top: Mapping[str, object]) -> dict[str, object]:
-    """`top` over `base`, section by section."""
-    result: dict[str, object] = dict(base)
+    """`top` over `base`, section by section; neither is changed."""
+    result: dict[str, object] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()
+    }
     for key, value in top.items():
         below = result.get(key)
         if isinstance(below, Mapping) and isinstance(value, Mapping):
