@@ -7,6 +7,7 @@ ones went wrong. What it can say is fixed; what it says comes from the episodes 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +15,14 @@ from time import perf_counter
 
 from krill_tui.envs.alfworld.text import object_type, parse_task
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
-from krill_tui.skills.plays import Deed, Faults, deeds, faults, sightings
+from krill_tui.skills.plays import Deed, Faults, deeds, faults, inspected, sightings
 from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, TeacherCall, check_teachable
 from krill_tui.skills.text import Location, normalised, parse_location
 from krill_tui.trajectory import StopReason, Trajectory
 
+_SEEN = re.compile(r"seen there (\d+) of (\d+) times")
 _ALFWORLD = "alfworld"
+_PRIOR_GAMES = 8
 _STRATEGIES = {
     "Pick": ("put", "Take it, then put it"),
     "PickTwo": ("put two", "One after the other"),
@@ -54,22 +57,41 @@ _LESSONS = {
 
 @dataclass(slots=True)
 class _Evidence:
-    """Where objects of one type were seen: receptacle type to (game, object) pairs and trajectories."""
+    """Where objects of one type were seen."""
 
     seen: defaultdict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    """Receptacle type to (game, object): the same object of the same game counts once, however often played."""
     trajectories: defaultdict[str, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def total(self) -> int:
         return sum(map(len, self.seen.values()))
 
-    def best(self) -> tuple[str, int]:
-        """The receptacle type it was seen in most often (the first by name among equals), and how often."""
-        place = min(self.seen, key=lambda name: (-len(self.seen[name]), name))
-        return place, len(self.seen[place])
-
     def count(self, place: str) -> int:
         return len(self.seen[place]) if place in self.seen else 0
+
+
+@dataclass(slots=True)
+class _Survey:
+    """What all episodes together show of where things are."""
+
+    objects: defaultdict[str, _Evidence] = field(default_factory=lambda: defaultdict(_Evidence))
+    """By object type."""
+    games: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Receptacle type to the games in which one was looked into."""
+
+    def best(self, name: str) -> tuple[str, float]:
+        """Where objects of this type most likely are, and that place's share of the likelihood.
+
+        Sightings are divided by the games in which that type of place was looked into (and a few more, so that
+        one look proves little): what stands open is seen in every episode, a closed drawer in few.
+        """
+        evidence = self.objects[name]
+        rates = {
+            place: evidence.count(place) / (len(self.games[place]) + _PRIOR_GAMES) for place in evidence.seen
+        }
+        place = min(rates, key=lambda place: (-rates[place], -evidence.count(place), place))
+        return place, rates[place] / sum(rates.values())
 
 
 class BuiltinTeacher:
@@ -80,7 +102,7 @@ class BuiltinTeacher:
     def __init__(self, *, share: float = 0.5, min_sightings: int = 1) -> None:
         self.name = "builtin miner"
         self._share = share
-        """Of an object type's sightings that one receptacle type needs to become a skill."""
+        """Of the likelihood of an object type's places that one needs to become a skill."""
         self._min_sightings = min_sightings
 
     async def distill(
@@ -97,7 +119,7 @@ class BuiltinTeacher:
         usable = _usable(trajectories)
         proposals: list[SkillProposal] = []
         if env == _ALFWORLD:
-            proposals += self._locations(_evidence(usable), bank_skills)
+            proposals += self._locations(_survey(usable), bank_skills)
             proposals += _strategies(usable, bank_skills)
         proposals += _lessons([t for t in usable if not t.success], bank_skills, least=2)
         if on_call is not None:
@@ -128,9 +150,8 @@ class BuiltinTeacher:
         failed, won = _usable(failures), _usable(successes)
         proposals: list[SkillProposal] = []
         if any(trajectory.env == _ALFWORLD for trajectory in failed):
-            evidence = _evidence([*failed, *won])
             wanted = _wanted(failed)
-            places = self._locations(evidence, bank_skills, anything=wanted)
+            places = self._locations(_survey([*failed, *won]), bank_skills, anything=wanted)
             proposals += sorted(
                 (p for p in places if p.refines or _object(p) in wanted),
                 key=lambda p: -wanted[_object(p)],
@@ -149,10 +170,7 @@ class BuiltinTeacher:
         """Nothing to let go of."""
 
     def _locations(
-        self,
-        evidence: Mapping[str, _Evidence],
-        bank_skills: Sequence[Skill],
-        anything: Iterable[str] = (),
+        self, survey: _Survey, bank_skills: Sequence[Skill], anything: Iterable[str] = ()
     ) -> list[SkillProposal]:
         """One proposal per object type with evidence enough; `anything`: types for which any will do."""
         known = {
@@ -162,22 +180,25 @@ class BuiltinTeacher:
         }
         lenient = frozenset(anything)
         proposals: list[SkillProposal] = []
-        for name in sorted(evidence, key=lambda name: (-evidence[name].total, name)):
-            seen = evidence[name]
-            place, count = seen.best()
-            share = count / seen.total
-            enough = share >= self._share and seen.total >= self._min_sightings
+        for name in sorted(survey.objects, key=lambda name: (-survey.objects[name].total, name)):
+            evidence = survey.objects[name]
+            place, share = survey.best(name)
+            count, total = evidence.count(place), evidence.total
             if name in known:
                 skill, stated = known[name]
-                contradicted = place != stated and count > seen.count(stated) and share >= self._share
-                if contradicted:
-                    reason = f"said {stated}, but seen there {seen.count(stated)} of {seen.total} times"
-                    proposals.append(_location(name, place, seen, reason, refines=skill.id))
-            elif enough or name in lenient:
-                proposals.append(
-                    _location(name, place, seen, f"seen in {place} {count} of {seen.total} times")
-                )
+                against = count - evidence.count(stated)
+                if place != stated and against > _margin(skill):
+                    reason = f"said {stated}, but seen there {evidence.count(stated)} of {total} times"
+                    proposals.append(_location(name, place, evidence, reason, refines=skill.id))
+            elif (share >= self._share and total >= self._min_sightings) or name in lenient:
+                proposals.append(_location(name, place, evidence, f"seen there {count} of {total} times"))
         return proposals
+
+
+def _margin(skill: Skill) -> int:
+    """By how many sightings the evidence for a location skill outweighed the evidence against it."""
+    match = _SEEN.search(skill.when_to_apply)
+    return max(2 * int(match[1]) - int(match[2]), 0) if match else 1
 
 
 def _location(
@@ -202,18 +223,19 @@ def _usable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [t for t in trajectories if t.stop_reason not in spoilt and t.steps]
 
 
-def _evidence(trajectories: Sequence[Trajectory]) -> dict[str, _Evidence]:
-    """By object type. The same object of the same game counts once, however often it was played."""
-    evidence: defaultdict[str, _Evidence] = defaultdict(_Evidence)
+def _survey(trajectories: Sequence[Trajectory]) -> _Survey:
+    survey = _Survey()
     for trajectory in trajectories:
         if trajectory.env != _ALFWORLD:
             continue
         game = trajectory.task_id or trajectory.id
+        for place in inspected(trajectory):
+            survey.games[place].add(game)
         for name, place in sightings(trajectory).items():
-            of_type = evidence[object_type(name)]
-            of_type.seen[place].add((game, name))
-            of_type.trajectories[place][trajectory.id] = None
-    return dict(evidence)
+            evidence = survey.objects[object_type(name)]
+            evidence.seen[place].add((game, name))
+            evidence.trajectories[place][trajectory.id] = None
+    return survey
 
 
 def _wanted(failed: Sequence[Trajectory]) -> Counter[str]:

@@ -68,6 +68,12 @@ def sightings(trajectory: Trajectory) -> dict[str, str]:
     return found
 
 
+def inspected(trajectory: Trajectory) -> set[str]:
+    """Types of receptacles whose inside or top was seen."""
+    sights = (sight(answer) for _, answer in answers(trajectory))
+    return {object_type(seen.receptacle) for seen in sights if seen is not None and not seen.closed}
+
+
 def deeds(trajectory: Trajectory) -> tuple[Deed, ...]:
     """What was done with objects of the task's type, in order, the same verb never twice in a row.
 
