@@ -6,13 +6,16 @@ from bisect import insort
 from dataclasses import replace
 
 from krill_tui.envs.alfworld import goal
-from krill_tui.envs.alfworld.facts import NAMES, OBJECT_STATES
-from krill_tui.envs.alfworld.game import GameData, Move
+from krill_tui.envs.alfworld.facts import OBJECT_STATES
+from krill_tui.envs.alfworld.game import GameData, Move, Options
 from krill_tui.envs.alfworld.grammar import TASK_PLACE
-from krill_tui.envs.alfworld.pddl import PARAMETERS
+from krill_tui.envs.alfworld.pddl import BOUND
 from krill_tui.envs.base import StepResult
+from krill_tui.errors import EnvironmentFailure
 
 NOTHING_HAPPENS = "Nothing happens."
+_MOST_OPTIONS = 4096
+"""Kept lists of commands of one game."""
 
 
 THINGS: dict[str, tuple[str, ...]] = {
@@ -33,11 +36,6 @@ THINGS: dict[str, tuple[str, ...]] = {
     "sliceobject": ("co", "ko"),
 }
 """By action: which parameters a `Move` gives; the others are the agent and the places."""
-
-_BOUND = {
-    name: tuple(parameter for parameter in parameters if parameter[1] in NAMES)
-    for name, parameters in PARAMETERS.items()
-}
 
 
 class State:
@@ -65,7 +63,7 @@ class State:
 
 
 class AlfworldGame:
-    """One episode. `reset` first, then `step` for each command; after the end the last result stays."""
+    """One episode: `reset`, then `step` for each command; after the end the last result is repeated."""
 
     def __init__(self, game: GameData) -> None:
         self.game = game
@@ -81,9 +79,13 @@ class AlfworldGame:
         return self._result(intro.replace(TASK_PLACE, self.game.task), won)
 
     def step(self, command: str) -> StepResult:
-        """Play one command; one that is not admissible changes nothing and says so."""
+        """Play one command; one that is not admissible changes nothing and says so.
+
+        Raises:
+            EnvironmentFailure: `reset` was not called, or the game's grammar has no sentence for this.
+        """
         if self._last is None:
-            return self.reset()
+            raise EnvironmentFailure("the game was not reset before its first step")
         if self._last.done:
             return self._last
         move = self._moves.get(command.strip())
@@ -98,41 +100,59 @@ class AlfworldGame:
     def _feedback(self, move: Move, start: int) -> str:
         text = self.game.grammar.actions[move.action][1]
         env = _environment(self.game, move, start)
-        return self.game.grammar.render(text, _BOUND[move.action])(self.state, env)
+        return self.game.grammar.render(text, BOUND[move.action])(self.state, env)
 
     def _result(self, observation: str, won: bool) -> StepResult:
         self._moves, admissible = self._admissible()
         self._last = StepResult(observation, admissible, reward=float(won), done=won, won=won)
         return self._last
 
-    def _admissible(self) -> tuple[dict[str, Move], tuple[str, ...]]:
+    def _admissible(self) -> Options:
         """Every command that can be given now, and the same sorted."""
+        key = _surroundings(self.state)
+        options = self.game.options.get(key)
+        if options is None:
+            if len(self.game.options) >= _MOST_OPTIONS:
+                self.game.options.clear()
+            options = self.game.options[key] = self._list_options()
+        return options
+
+    def _list_options(self) -> Options:
         state, game = self.state, self.game
         if state.location not in game.travel:
             game.travel[state.location] = self._travel(state.location)
-        anywhere, ordered = game.travel[state.location]
-        known = game.commands
-        moves = dict(anywhere)
+        moves = dict(game.travel[state.location])
         for move in _local_moves(state):
-            command = known.get(move)
-            if command is None:
-                command = known[move] = self._command(move)
-            moves.setdefault(command, move)
-        if len(moves) == len(anywhere):
-            return moves, ordered
+            moves.setdefault(self._command(move), move)
         return moves, tuple(sorted(moves))
 
-    def _travel(self, location: int) -> tuple[dict[str, Move], tuple[str, ...]]:
+    def _travel(self, location: int) -> dict[str, Move]:
+        """What can be done at a place whatever has changed there."""
         moves = [Move(name) for name in ("look", "inventory", "help") if name in self.game.rules.actions]
         places = self.game.receptacle_location
         moves += [Move("gotolocation", r) for r, place in enumerate(places) if place != location]
-        commands = sorted((self._command(move), move) for move in moves)
-        return dict(commands), tuple(dict(commands))
+        return {self._command(move): move for move in moves}
 
     def _command(self, move: Move) -> str:
+        command = self.game.commands.get(move)
+        if command is None:
+            command = self.game.commands[move] = self._render_command(move)
+        return command
+
+    def _render_command(self, move: Move) -> str:
         text = self.game.grammar.actions[move.action][0]
         env = _environment(self.game, move, self.state.location)
-        return self.game.grammar.render(text, _BOUND[move.action])(self.state, env)
+        return self.game.grammar.render(text, BOUND[move.action])(self.state, env)
+
+
+def _surroundings(state: State) -> tuple[object, ...]:
+    """All that the admissible commands depend on."""
+    here = state.game.receptacles_at[state.location]
+    inside = tuple([(r in state.opened, *state.contents[r]) for r in here])
+    if state.held >= 0 and state.game.object_types[state.held] in state.game.rules.slice_with:
+        near = frozenset(thing for thing, place in state.object_at if place == state.location)
+        return state.location, state.held, inside, near
+    return state.location, state.held, inside
 
 
 def _environment(game: GameData, move: Move, start: int) -> dict[str, int]:

@@ -94,7 +94,6 @@ BINARY: dict[str, _Relation] = {
 """By predicate: (first arguments that go with a second, second arguments that go with a first)."""
 
 
-
 def bound_after(atoms: Sequence[Atom], bound: Bound) -> Bound:
     """What is known once a query over `atoms` is answered."""
     known = dict(bound)
@@ -174,6 +173,25 @@ def _compile_pair(relation: _Relation, one: tuple[str, str], two: tuple[str, str
         return answers
 
     return over
+
+
+def compile_choice(
+    atoms: Sequence[Atom], bound: Bound
+) -> tuple[str, str, Callable[[State, Env], Sequence[int]]] | None:
+    """(new variable, its type, its answers) of a query of one atom over two things of which one is known.
+
+    A short cut for the commonest lists, e.g. what is in a receptacle; None for every other query.
+    """
+    if len(atoms) != 1 or atoms[0][0] not in BINARY or len(atoms[0][1]) != 2:
+        return None
+    (first, kind), (second, other) = atoms[0][1]
+    firsts, seconds = BINARY[atoms[0][0]]
+    known = dict(bound)
+    if second in known and first not in known and not _same_kind(kind, bound):
+        return first, kind, lambda state, env: firsts(state, env[second])
+    if first in known and second not in known and not _same_kind(other, bound):
+        return second, other, lambda state, env: seconds(state, env[first])
+    return None
 
 
 def _choices(

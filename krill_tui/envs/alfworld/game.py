@@ -21,6 +21,9 @@ class Move(NamedTuple):
     second: int = -1
 
 
+Options = tuple[dict[str, Move], tuple[str, ...]]
+"""The admissible commands with what they do, and the commands alone, sorted."""
+
 Literal = tuple[str, tuple[str, ...]]
 """(predicate, variables); `!=` for inequality."""
 
@@ -94,7 +97,7 @@ class GameData:
     agent_name: str = "agent1 "
     commands: dict[Move, str] = field(default_factory=dict, compare=False, repr=False)
     """Cache of rendered commands."""
-    travel: dict[int, tuple[dict[str, Move], tuple[str, ...]]] = field(
-        default_factory=dict, compare=False, repr=False
-    )
-    """Cache by location of the agent: the commands that can be given there whatever has changed, sorted."""
+    travel: dict[int, dict[str, Move]] = field(default_factory=dict, compare=False, repr=False)
+    """Cache by location of the agent: the commands that can be given there whatever has changed."""
+    options: dict[tuple[object, ...], Options] = field(default_factory=dict, compare=False, repr=False)
+    """Cache by what the agent has around it: all commands that can be given."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from krill_tui.envs.alfworld.facts import BINARY, OBJECT_FLAGS, UNARY
 from krill_tui.envs.alfworld.game import GameData, GoalClause, Literal
-from krill_tui.envs.alfworld.pddl import Expr
+from krill_tui.envs.alfworld.pddl import Expr, typed_list
 from krill_tui.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ _CHANGED_BY = {
     "ison": ("toggleobject",),
     "issliced": ("sliceobject",),
 }
-_STATIC = {*OBJECT_FLAGS, "openable", "objecttype", "receptacletype"}
+_TYPING = {"objecttype", "receptacletype"}
+_STATIC = {*OBJECT_FLAGS, "openable", *_TYPING}
 
 
 def compile_goal(expr: Expr, game: GameData) -> tuple[GoalClause, ...]:
@@ -85,8 +86,7 @@ def _flatten(expr: Expr, kinds: dict[str, str], literals: list[tuple[str, ...]])
         for part in rest:
             _flatten(part, kinds, literals)
     elif head == "exists" and len(rest) == 2 and isinstance(rest[0], tuple):
-        names = [str(word).rstrip(",") for word in rest[0] if word != "-"]
-        for name, kind in zip(names[::2], names[1::2], strict=True):
+        for name, kind in typed_list(rest[0]):
             if kind not in _ORDER or kinds.setdefault(name, kind) != kind:
                 raise DataError(f"the PDDL goal has a variable of an unknown type: '{name} - {kind}'")
         _flatten(rest[1], kinds, literals)
@@ -95,13 +95,15 @@ def _flatten(expr: Expr, kinds: dict[str, str], literals: list[tuple[str, ...]])
 
 
 def _literal(expr: tuple[Expr, ...], kinds: Mapping[str, str]) -> tuple[str, ...]:
-    if expr[0] == "not" and len(expr) == 2 and isinstance(expr[1], tuple) and expr[1][0] == "=":
+    if expr[0] == "not" and len(expr) == 2 and isinstance(expr[1], tuple) and expr[1][:1] == ("=",):
         expr = ("!=", *expr[1][1:])
     words = [word for word in expr if isinstance(word, str)]
-    predicate, *arguments = words
+    predicate, arguments = (words or [""])[0], words[1:]
+    count = 1 if predicate in _STATIC - _TYPING or predicate in UNARY else 2
     known = predicate in _STATIC or predicate in UNARY or predicate in BINARY or predicate == "!="
-    variables = arguments[:1] if predicate in ("objecttype", "receptacletype") else arguments
-    if not known or len(words) != len(expr) or any(variable not in kinds for variable in variables):
+    variables = arguments[:1] if predicate in _TYPING else arguments
+    strange = any(variable not in kinds for variable in variables)
+    if not known or strange or len(words) != len(expr) or len(arguments) != count:
         raise DataError(f"the PDDL goal asks for something this engine does not know: '{predicate}'")
     return tuple(words)
 

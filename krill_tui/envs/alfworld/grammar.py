@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from krill_tui.envs.alfworld import facts
 from krill_tui.envs.alfworld.facts import Bound, Env
-from krill_tui.errors import DataError
+from krill_tui.errors import DataError, EnvironmentFailure
 
 if TYPE_CHECKING:
     from krill_tui.envs.alfworld.engine import State
@@ -36,6 +36,7 @@ _TOKEN = re.compile(
     r"#([\w()/!<>\-\s,.]+)#|\[\{([^\[\]{}]*)\}\]|\{([^\[\]{}]*)\}|([^#\[\]{}]+)|(.)", re.DOTALL
 )
 _TERM = re.compile(r"\s*(?:'([^']*)'|\"([^\"]*)\"|(\w+)(?:\.(\w+))?)\s*$")
+_SIMPLE = re.compile(r"(?:(\w+)\.indefinite \+ ' ' \+ )?(\w+)\.name")
 _TASK = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*)"')
 TASK_PLACE = "\ue000"
 """Stands for the task sentence in a shared grammar: a private-use character that no game says."""
@@ -82,9 +83,12 @@ class Grammar:
                 parts.append(plain)
             elif symbol:
                 parts.append(self._symbol(symbol, bound))
+            elif spoken:
+                parts.append(self._spoken(self._items(spoken, bound), bound))
+            elif "|" in single:
+                parts.append(_concatenated(self._items(single, bound)))
             else:
-                items = self._items(spoken or single, bound)
-                parts.append(self._spoken(items, bound) if spoken else _concatenated(items))
+                parts.append(self._item(single, bound))
         return parts
 
     def _symbol(self, symbol: str, bound: Bound) -> Render:
@@ -104,7 +108,7 @@ class Grammar:
             for query, text in choices:
                 if query is None or query(state, env):
                     return text(state, env)
-            raise DataError(f"no case of the text grammar's rule '{symbol}' applies")
+            raise EnvironmentFailure(f"no case of the text grammar's rule '{symbol}' applies")
 
         return render
 
@@ -113,17 +117,23 @@ class Grammar:
         expression, _, given = body.partition("|")
         expression = expression.strip()
         atoms = parse_query(given) if given.strip() else ()
+        choice = facts.compile_choice(atoms, bound)
+        simple = _SIMPLE.fullmatch(expression)
+        if choice and simple and simple[2] == choice[0] and simple[1] in (None, simple[2]):
+            return _named(simple[1] is not None, choice[1], choice[2])
         query = facts.compile_query(atoms, bound)
         inner = facts.bound_after(atoms, bound)
-        if expression.startswith("#"):
-            item = self._symbol(expression.strip("#"), inner)
-        else:
-            item = _expression(expression, dict(inner))
+        item = self._item(expression, inner)
 
         def render(state: State, env: Env) -> list[str]:
             return [item(state, answer) for answer in query(state, env)]
 
         return render
+
+    def _item(self, expression: str, bound: Bound) -> Render:
+        if expression.startswith("#"):
+            return self._symbol(expression.strip("#"), bound)
+        return _expression(expression, dict(bound))
 
     def _spoken(self, items: RenderMany, bound: Bound) -> Render:
         """A list as it is said: `a`, `a, and b`, `a, b, and c`, or the rule for an empty one."""
@@ -140,6 +150,19 @@ class Grammar:
             return separator(state, env).join(words[:-1]) + last(state, env) + words[-1]
 
         return render
+
+
+def _named(article: bool, kind: str, numbers: Callable[[State, Env], Sequence[int]]) -> RenderMany:
+    """The names of things of one type, each after an article or not."""
+    names = facts.NAMES[kind]
+
+    def render(state: State, env: Env) -> list[str]:
+        called = names(state)
+        if article:
+            return ["a " + called[number] for number in numbers(state, env)]
+        return [called[number] for number in numbers(state, env)]
+
+    return render
 
 
 def _concatenated(items: RenderMany) -> Render:
@@ -245,6 +268,8 @@ def compile_grammar(text: str) -> Grammar:
             data = json.loads("\n".join(lines))
             for symbol, productions in data.items():
                 rules[symbol] = [(entry.get("condition", ""), entry["rhs"]) for entry in productions]
+                if not all(isinstance(text, str) for production in rules[symbol] for text in production):
+                    raise TypeError(f"rule '{symbol}' holds something that is not a text")
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"the text grammar is not readable: {error}") from None
     if not actions or "intro" not in rules:

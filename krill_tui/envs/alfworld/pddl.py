@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from krill_tui.envs.alfworld.facts import NAMES
 from krill_tui.envs.alfworld.game import Rules
 from krill_tui.errors import DataError
 
@@ -92,6 +93,12 @@ PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """By action: (variable, type) of each parameter."""
 
+BOUND = {
+    name: tuple(parameter for parameter in parameters if parameter[1] in NAMES)
+    for name, parameters in PARAMETERS.items()
+}
+"""By action: the parameters that its texts can speak of."""
+
 
 def parse_expression(text: str) -> Expr:
     """A PDDL text as nested tuples in lower case, comments left out.
@@ -137,20 +144,28 @@ def _normal(expr: Expr) -> Expr:
     return next(iter(parts)) if len(parts) == 1 else (head, *sorted(parts, key=repr))
 
 
+def _is_constant(expr: Expr) -> bool:
+    return isinstance(expr, str) and not expr.startswith("?")
+
+
 def _constants(expr: Expr, predicate: str) -> frozenset[str]:
     """The constants that stand as last argument of `predicate` anywhere in `expr`."""
     if isinstance(expr, str):
         return frozenset()
-    if expr and expr[0] == predicate and isinstance(expr[-1], str) and not expr[-1].startswith("?"):
-        return frozenset((expr[-1],))
+    if len(expr) == 3 and expr[0] == predicate and isinstance(expr[2], str) and _is_constant(expr[2]):
+        return frozenset((expr[2],))
     return frozenset().union(*(_constants(part, predicate) for part in expr))
 
 
 @lru_cache(maxsize=1)
 def _known_schemas() -> dict[str, tuple[Expr, Expr, Expr]]:
     return {
-        name: (parse_expression(f"({head})"), *(_normal(parse_expression(t)) for t in (pre, eff)))
-        for name, (head, pre, eff) in _SCHEMAS.items()
+        name: (
+            parse_expression(f"({parameters})"),
+            _normal(parse_expression(precondition)),
+            _normal(parse_expression(effect)),
+        )
+        for name, (parameters, precondition, effect) in _SCHEMAS.items()
     }
 
 
@@ -164,7 +179,7 @@ def parse_domain(text: str) -> Rules:
     domain = parse_expression(text)
     found: dict[str, Expr] = {}
     for part in domain:
-        if not isinstance(part, tuple) or not part or part[0] != ":action":
+        if not isinstance(part, tuple) or len(part) < 2 or part[0] != ":action":
             continue
         name = str(part[1])
         fields = dict(zip(part[2::2], part[3::2], strict=False))
@@ -189,6 +204,26 @@ def parse_domain(text: str) -> Rules:
         slice_with=_constants(found["sliceobject"], "objecttype"),
         examine_in_place=_commaless(found["examineobject"]) == found["examineobject"],
     )
+
+
+def typed_list(expr: Expr) -> list[tuple[str, str]]:
+    """(variable, type) for each variable of `(?a ?b - kind ?c - other)`.
+
+    Raises:
+        DataError: a variable has no type.
+    """
+    pairs: list[tuple[str, str]] = []
+    waiting: list[str] = []
+    words = [word.rstrip(",") for word in expr if isinstance(word, str)]
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "-":
+            pairs += [(variable, word) for variable in waiting]
+            waiting = []
+        elif word != "-":
+            waiting.append(word)
+    if waiting:
+        raise DataError(f"the PDDL has a variable without a type: '{waiting[0]}'")
+    return pairs
 
 
 def _commaless(expr: Expr) -> Expr:

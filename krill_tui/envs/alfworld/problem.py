@@ -13,7 +13,7 @@ from krill_tui.envs.alfworld.facts import OBJECT_FLAGS, OBJECT_STATES
 from krill_tui.envs.alfworld.game import GameData, Rules
 from krill_tui.envs.alfworld.goal import compile_goal, deciding_actions
 from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
-from krill_tui.envs.alfworld.pddl import Expr, parse_domain, parse_expression
+from krill_tui.envs.alfworld.pddl import BOUND, Expr, parse_domain, parse_expression
 from krill_tui.errors import DataError
 
 _FACT = re.compile(r"\(\s*([\w-]+)\s+([^\s()]+)(?:\s+([^\s()]+))?\s*\)")
@@ -73,6 +73,10 @@ def build_game(domain: str, problem: str, grammar: str) -> GameData:
     missing = sorted(name for name in rules.actions if name not in compiled.actions)
     if missing:
         raise DataError(f"the text grammar says nothing about the action '{missing[0]}'")
+    compiled.render("#intro#", ())
+    for action in rules.actions:
+        for template in compiled.actions[action]:
+            compiled.render(template, BOUND[action])
     text = problem.lower()
     if ";" in text:
         text = re.sub(r";[^\n]*", "", text)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 
@@ -68,7 +70,7 @@ class BuiltinSource:
             env=self.env,
             split=split,
             category=worlds.category_of(split, self.seed, index),
-            ref=f"{self.size}:{split}:{self.seed}:{index}",
+            ref=f"{self.seed}:{index}",
         )
 
     def open(self, task: Task) -> Environment:
@@ -90,7 +92,8 @@ class BuiltinSource:
 def _world_of(task: Task) -> tuple[WorldSize, str, int, int]:
     parts = task.id.split("/")
     size = parts[1] if len(parts) == 5 and parts[0] == "builtin" else ""
-    if size not in ("small", "full") or not all(part.lstrip("-").isdigit() for part in parts[3:]):
+    numbers = all(re.fullmatch(r"-?\d+", part) for part in parts[3:])
+    if size not in ("small", "full") or parts[2] not in SPLITS or not numbers:
         raise UsageError(
             f"'{task.id}' is not a procedural world", hint="builtin/<size>/<split>/<seed>/<index>"
         )
@@ -155,7 +158,7 @@ class GamesSource:
         path = (self.root / task.ref).resolve()
         if not path.is_relative_to(self.root.resolve()):
             raise DataError(f"the game '{task.ref}' lies outside {self.root}")
-        return AlfworldEnvironment(task, load_game(path))
+        return AlfworldEnvironment(task, _load(path, path.stat().st_mtime_ns if path.exists() else 0))
 
     def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
         return AlfworldExpert(hints)
@@ -166,6 +169,12 @@ class GamesSource:
             for game in games:
                 digest.update(f"{game}\0{(self.root / game).stat().st_size}\n".encode())
         return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _load(path: Path, _modified: int) -> GameData:
+    """The episodes of a group share one game, and what it has rendered so far."""
+    return load_game(path)
 
 
 def _category(folder: str) -> str:

@@ -25,6 +25,9 @@ CATEGORY_OF_TYPE = {
 }
 """By the dataset's task type, which is also how its folders begin."""
 
+TREATMENT: dict[str, Treatment] = {"Clean": "clean", "Heat": "heat", "Cool": "cool"}
+"""By category, where it has one."""
+
 STATION = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 """By treatment: the receptacle type that does it."""
 

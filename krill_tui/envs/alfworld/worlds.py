@@ -1,7 +1,7 @@
 """Procedural worlds: rooms like the dataset's, drawn from (size, split, seed, index), always solvable.
 
 Which receptacles a room has, which objects lie in it, and what is asked for follow counts over the
-dataset's 3,553 training games (`statistics.json`: by room, how often a receptacle type occurs in a floor
+dataset's 3,554 training games (`statistics.json`: by room, how often a receptacle type occurs in a floor
 plan, how often an object type occurs and where it lies, and how often a task names a pair of types).
 
 A seed is also a *household* with habits of its own: each object type has a home, a receptacle type drawn
@@ -20,14 +20,17 @@ from importlib import resources
 from random import Random
 from typing import Any, Literal
 
+from krill_tui.envs.alfworld.engine import THINGS
 from krill_tui.envs.alfworld.game import GameData, Rules
 from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
 from krill_tui.envs.alfworld.pddl import parse_expression
 from krill_tui.envs.alfworld.problem import assemble
-from krill_tui.envs.alfworld.text import STATION, TaskGoal
+from krill_tui.envs.alfworld.text import STATION, TREATMENT, TaskGoal
 
 WorldSize = Literal["small", "full"]
 SPLITS = ("train", "evolve", "valid", "test")
+
+_PACKAGE = "krill_tui.envs.alfworld"
 
 HABIT = 0.9
 """Probability that an object lies at its home."""
@@ -57,10 +60,7 @@ _WORDINGS = {
 _STATE = {"clean": "(isclean ?o)", "heat": "(ishot ?o)", "cool": "(iscool ?o)"}
 
 _RULES = Rules(
-    actions=frozenset(
-        "look inventory examinereceptacle examineobject gotolocation openobject closeobject pickupobject"
-        " putobject cleanobject heatobject coolobject toggleobject sliceobject".split()
-    ),
+    actions=frozenset(THINGS) - {"help"},
     clean_at=frozenset({"sinkbasintype"}),
     heat_at=frozenset({"microwavetype"}),
     cool_at=frozenset({"fridgetype"}),
@@ -94,13 +94,13 @@ class _Plan:
 @lru_cache(maxsize=1)
 def statistics() -> dict[str, Any]:
     """The counts of `statistics.json`."""
-    return json.loads(resources.files(__package__).joinpath("statistics.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files(_PACKAGE).joinpath("statistics.json").read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)
 def household_grammar() -> Grammar:
     """The text grammar of procedural worlds: the sentences of the dataset's."""
-    text = resources.files(__package__).joinpath("household.twl2").read_text(encoding="utf-8")
+    text = resources.files(_PACKAGE).joinpath("household.twl2").read_text(encoding="utf-8")
     return compile_grammar(split_task(text)[0])
 
 
@@ -127,6 +127,7 @@ def _plausible(thing: str) -> dict[str, float]:
     return dict(weights)
 
 
+@lru_cache(maxsize=256)
 def build_world(size: WorldSize, split: str, seed: int, index: int) -> tuple[GameData, str]:
     """(game, category) of one world; the same arguments give the same world everywhere."""
     rng = Random(f"world/{size}/{split}/{seed}/{index}")
@@ -157,8 +158,7 @@ def _draw_task(category: str, rng: Random, habits: Household) -> _Plan:
                 choices.append((room, thing, target))
                 weights.append(count)
     room, thing, target = rng.choices(choices, weights)[0]
-    treatment = {"Clean": "clean", "Heat": "heat", "Cool": "cool"}.get(category)
-    goal = TaskGoal(category, thing, target, 2 if category == "PickTwo" else 1, treatment)  # pyright: ignore[reportArgumentType]
+    goal = TaskGoal(category, thing, target, 2 if category == "PickTwo" else 1, TREATMENT.get(category))
     return _Plan(room, goal, rng, habits)
 
 
@@ -192,8 +192,9 @@ def _draw_receptacles(plan: _Plan, size: WorldSize) -> None:
             if not counts[kind]:
                 del counts[kind]
                 order.remove(kind)
+        several = [kind for kind in sorted(counts) if max(kinds[kind]) > 1]
         while sum(counts.values()) < low:
-            counts[rng.choice(sorted(counts))] += 1
+            counts[rng.choice(several)] += 1
     plan.receptacles = [kind for kind in sorted(counts) for _ in range(counts[kind])]
 
 
