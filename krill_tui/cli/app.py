@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
+    line = "".join(c for c in " ".join(message.split()) if c.isprintable())
     with contextlib.suppress(BrokenPipeError):
         print(f"krill: {line}", file=sys.stderr)
     return code

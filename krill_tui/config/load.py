@@ -35,9 +35,8 @@ def load_config(
     """
     environ = os.environ if environ is None else environ
     data = _read(path) if path is not None else {}
-    file_preset = data.get("preset")
-    name = preset or (file_preset if isinstance(file_preset, str) else None) or ("paper" if path else "tiny")
-    if name not in PRESETS:
+    name = preset or data.get("preset", "paper" if path else "tiny")
+    if not isinstance(name, str) or name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise ConfigError(f"{_where(path)}preset: unknown preset '{name}'", hint=f"known: {known}")
     asked = merge(data, overrides or {})
@@ -86,7 +85,7 @@ def explain(error: ValidationError) -> str:
     """The first problem of a validation in one line that names the field and, if unknown, the nearest one."""
     first = error.errors(include_url=False)[0]
     location = [str(part) for part in first["loc"]]
-    field = ".".join(location) or "the file"
+    field = _printable(".".join(location)) or "the file"
     if first["type"] == "extra_forbidden":
         near = _nearest(location)
         hint = f"; did you mean '{near}'?" if near else ""
@@ -95,6 +94,12 @@ def explain(error: ValidationError) -> str:
         return f"{field}: should be a group of fields (an object), not {_shown(first['input'])}"
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{field}: {message}, not {_shown(first['input'])}"
+
+
+def _printable(name: str) -> str:
+    """A field name from a file as it can stand in a line."""
+    name = name if name.isprintable() else repr(name)[1:-1]
+    return name if len(name) <= 80 else name[:79] + "…"
 
 
 def _shown(value: object) -> str:
