@@ -15,7 +15,6 @@ from krill_tui.engine.trainer import Trainer
 from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
-from krill_tui.skills.evolve import EvolutionOptions
 from krill_tui.skills.evolve import evolve as evolve_bank
 from krill_tui.training.advantage import group_advantages
 from krill_tui.trajectory import StopReason, Task, Trajectory
@@ -153,12 +152,10 @@ async def _evolve(
         ctx.bank,
         ctx.teacher,
         ctx.embedder,
-        EvolutionOptions(
-            threshold=settings.evolution_threshold,
-            max_new_skills=settings.max_new_skills,
-            max_analysis_deep=settings.max_analysis_deep,
-            max_analysis_shallow=settings.max_analysis_shallow,
-        ),
+        threshold=settings.evolution_threshold,
+        max_new_skills=settings.max_new_skills,
+        max_analysis_deep=settings.max_analysis_deep,
+        max_analysis_shallow=settings.max_analysis_shallow,
         on_call=lambda call: ctx.emit(teacher_event(ctx.teacher.name, call)),
     )
     sync_bank_events(ctx)
@@ -170,10 +167,10 @@ async def _evolve(
             step=step,
             rates=categories,
             failing=report.failing,
-            failures=report.failures,
+            failures=report.chosen,
             prompt=report.prompt,
             reply=report.reply,
-            accepted=tuple(accepted.skill.id for accepted in report.accepted),
+            accepted=tuple(skill.id for skill in report.accepted),
             refused=tuple(f"{refused.proposal.name}: {refused.reason}" for refused in report.refused),
             reason=report.reason,
         )

@@ -25,8 +25,8 @@ from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal, read_journal
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
-from krill_tui.skills.formats import load_bank
-from krill_tui.skills.formats.trajectories import load_trajectories
+
+
 from krill_tui.skills.retrieval import RetrievalOptions, Retriever
 
 WORKER_RESTARTS = 3
@@ -315,6 +315,8 @@ def _mend(ctx: RunContext) -> None:
 
 
 def _import_bank(ctx: RunContext, path: Path) -> None:
+    from krill_tui.skills.formats.banks import load_bank
+
     loaded = load_bank(path)
     have = {(skill.tier, skill.principle) for skill in ctx.bank.skills(active_only=False)}
     new = [skill for skill in loaded.skills if (skill.tier, skill.principle) not in have]
@@ -325,6 +327,8 @@ def _import_bank(ctx: RunContext, path: Path) -> None:
 
 
 def _import_trajectories(ctx: RunContext, path: Path) -> None:
+    from krill_tui.skills.formats.trajectories import load_trajectories
+
     new = [t for t in load_trajectories(path) if t.id not in ctx.finished]
     for trajectory in new:
         ctx.store.append_trajectory(trajectory.model_copy(update={"purpose": ""}))
