@@ -1,0 +1,123 @@
+"""Large curves: choose metrics on the left, see up to four of them on the right."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Grid, Horizontal
+from textual.content import Content
+from textual.widgets import Static
+
+from krill_tui.tui import keys
+from krill_tui.tui.bridge import Bridge
+from krill_tui.tui.screens.base import RunScreen
+from krill_tui.tui.widgets.curve_plot import CurvePlot
+from krill_tui.tui.widgets.key_footer import KeyFooter
+from krill_tui.tui.widgets.line_list import LineList
+from krill_tui.tui.widgets.metric_list import MetricList, ordered_metrics
+from krill_tui.tui.widgets.pane import Pane
+from krill_tui.tui.widgets.status_bar import StatusBar
+from krill_tui.tui.wording import MUTED
+
+MOST_CHARTS = 4
+
+
+class TrainingScreen(RunScreen):
+    SCOPES = ("training", "screen", "run", "replay", "app")
+    BINDINGS = keys.bindings("training")
+    DEFAULT_CSS = """
+    TrainingScreen {
+        & #training-body { height: 1fr; }
+        & Pane { width: 44; }
+        & #charts { width: 1fr; grid-size: 2; grid-gutter: 1 2; padding: 1 1 0 2; }
+        & #charts.-single { grid-size: 1; }
+        & #no-charts { padding: 1 2; color: $muted; }
+        &.-narrow #training-body, &.-tiny #training-body {
+            layout: vertical;
+            & Pane { width: 1fr; height: 2fr; }
+            & #charts { height: 3fr; padding: 0 1; }
+        }
+    }
+    """
+
+    def __init__(self, bridge: Bridge, metric: str = "") -> None:
+        super().__init__(bridge)
+        self._first = metric
+        self._chosen: list[str] = [metric] if metric else []
+
+    def compose(self) -> ComposeResult:
+        yield StatusBar()
+        with Horizontal(id="training-body"):
+            yield Pane(MetricList())
+            with Grid(id="charts"):
+                yield Static(
+                    Content.styled(
+                        "Curves appear here once a phase trains: s for SFT, r for RL, t for all.", MUTED
+                    ),
+                    id="no-charts",
+                    markup=False,
+                )
+                for _ in range(MOST_CHARTS):
+                    yield CurvePlot()
+        yield KeyFooter(*self.SCOPES)
+
+    def on_mount(self) -> None:
+        pane = self.query_one(Pane)
+        pane.draw(self.bridge.state)
+        pane.list.select(self._first)
+        pane.focus_list()
+
+    def on_resize(self, event: events.Resize) -> None:
+        self.call_after_refresh(self.draw)
+
+    @property
+    def metrics(self) -> MetricList:
+        return self.query_one(MetricList)
+
+    @property
+    def chosen(self) -> list[str]:
+        """The metrics in view: those a person chose, else the most telling ones there are."""
+        curves = self.bridge.state.curves
+        if self._chosen:
+            return [name for name in self._chosen if name in curves]
+        return ordered_metrics(curves)[:MOST_CHARTS]
+
+    def draw_content(self) -> None:
+        names = self.chosen
+        self.metrics.chosen = set(names)
+        self.query_one(Pane).draw(self.bridge.state)
+        self.query_one("#no-charts").display = not names
+        self.query_one("#charts").set_class(len(names) < 2 or self.size.width < 100, "-single")
+        for position, plot in enumerate(self.query(CurvePlot)):
+            plot.display = position < len(names)
+            if position < len(names):
+                plot.draw({names[position]: self.bridge.state.curves[names[position]]})
+        self.call_after_refresh(self._draw_charts)
+
+    def on_line_list_picked(self, event: LineList.Picked) -> None:
+        self.action_toggle_metric()
+
+    def action_toggle_metric(self) -> None:
+        """Show the metric under the cursor, or hide it; the oldest gives way to a fifth."""
+        row = self.metrics.cursor_row
+        if row is None:
+            return
+        chosen = self.chosen
+        if row.key in chosen:
+            chosen.remove(row.key)
+        else:
+            chosen = [*chosen, row.key][-MOST_CHARTS:]
+        self._chosen = chosen
+        self.draw()
+
+    def action_search(self) -> None:
+        self.query_one(Pane).open_search()
+
+    def action_back(self) -> None:
+        if not self.query_one(Pane).clear_search():
+            self.dismiss()
+
+    def _draw_charts(self) -> None:
+        """Once more after the layout: a chart that was hidden has a size only now."""
+        for name, plot in zip(self.chosen, self.query(CurvePlot), strict=False):
+            plot.draw({name: self.bridge.state.curves[name]})

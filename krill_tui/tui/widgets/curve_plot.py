@@ -1,0 +1,106 @@
+"""One chart of one or a few metrics; the plotting library is loaded with the first chart that is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Static
+
+from krill_tui.tui.plain import one_line
+
+if TYPE_CHECKING:
+    from textual_plot import PlotWidget
+
+Points = Sequence[tuple[float, float]]
+COLOURS = ("primary", "secondary", "success", "warning")
+MARKS = ("━", "╍", "┅", "┉")
+
+
+def downsample(points: Points, columns: int) -> list[tuple[float, float]]:
+    """At most two points a column, the lowest and the highest, so that no spike is lost."""
+    if len(points) <= 2 * columns or columns <= 0:
+        return list(points)
+    kept: list[tuple[float, float]] = []
+    for column in range(columns):
+        share = points[column * len(points) // columns : (column + 1) * len(points) // columns]
+        low, high = min(share, key=lambda p: p[1]), max(share, key=lambda p: p[1])
+        kept += sorted({low, high})
+    return kept
+
+
+class CurvePlot(Vertical):
+    """A line of names above a chart."""
+
+    DEFAULT_CSS = """
+    CurvePlot {
+        height: 1fr;
+        & > Static { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+        & PlotWidget {
+            height: 1fr;
+            & > .plot--axis { color: $border; }
+            & > .plot--tick { color: $muted; text-style: none; }
+        }
+    }
+    """
+
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(id=id, classes=classes)
+        self._plot: PlotWidget | None = None
+        self._curves: dict[str, Points] = {}
+        self._stamp: object = None
+
+    def compose(self) -> ComposeResult:
+        yield Static("", markup=False)
+
+    def draw(self, curves: Mapping[str, Points]) -> None:
+        """Show these metrics on common axes; unchanged ones cost nothing."""
+        stamp = (tuple((name, len(points)) for name, points in curves.items()), self.size, self.app.theme)
+        if stamp == self._stamp or not self.size.height:
+            return
+        self._stamp = stamp
+        self._curves = {name: points for name, points in curves.items() if points}
+        self.query_one(Static).update(self._legend())
+        if self._plot is None:
+            self._mount_plot()
+        else:
+            self._render_curves()
+
+    def _mount_plot(self) -> None:
+        from textual_plot import PlotWidget
+
+        self._plot = PlotWidget(allow_pan_and_zoom=False)
+        self._plot.can_focus = False
+        self._plot.set_reactive(PlotWidget.margin_top, 0)
+        self._plot.set_reactive(PlotWidget.margin_bottom, 1)
+        self._plot.set_reactive(PlotWidget.margin_left, 7)
+        self.mount(self._plot)
+        self.call_after_refresh(self._render_curves)  # the plot draws on children it makes when it is mounted
+
+    def _render_curves(self) -> None:
+        from textual_plot import HiResMode
+
+        if self._plot is None or not self._plot.is_mounted:
+            return
+        self._plot.clear()
+        rates = all("success" in name for name in self._curves)
+        self._plot.set_ylimits(*((0.0, 1.0) if rates else (None, None)))
+        columns = max(1, self.size.width - 9)
+        for position, points in enumerate(self._curves.values()):
+            thinned = downsample(points, columns)
+            colour = self.app.theme_variables[COLOURS[position % len(COLOURS)]]
+            xs, ys = [x for x, _ in thinned], [y for _, y in thinned]
+            if len(thinned) == 1:
+                self._plot.scatter(xs, ys, marker="●", marker_style=colour)
+            else:
+                self._plot.plot(xs, ys, line_style=colour, hires_mode=HiResMode.BRAILLE)
+
+    def _legend(self) -> Content:
+        parts: list[tuple[str, str]] = []
+        for position, name in enumerate(self._curves):
+            colour = COLOURS[position % len(COLOURS)]
+            parts += [(f"{MARKS[position % len(MARKS)]} {one_line(name)}   ", f"${colour}")]
+        return Content.assemble(*parts)

@@ -1,0 +1,122 @@
+"""A titled frame around one list, with a search line that filters it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.widgets import Input
+
+from krill_tui.engine.state import RunState
+from krill_tui.tui.widgets.line_list import LineList, Row
+
+
+class SearchableList(LineList):
+    """A list drawn from a run's state, narrowed by a query."""
+
+    noun = "rows"
+    """What the search line says it searches."""
+
+    def __init__(self, *, id: str | None = None, follow: bool = False) -> None:
+        super().__init__(id=id, follow=follow)
+        self.query_text = ""
+
+    def title(self, state: RunState) -> Content:
+        """What the frame around it says."""
+        return Content(self.noun.capitalize())
+
+    def make_rows(self, state: RunState) -> list[Row]:
+        raise NotImplementedError
+
+    def stamp(self, state: RunState) -> object:
+        """Equal stamps mean equal rows: nothing is made again."""
+        return object()
+
+    def draw(self, state: RunState) -> None:
+        """Take the state in."""
+        stamp = (self.stamp(state), self.query_text)
+        if stamp != getattr(self, "_drawn", None):
+            self._drawn: Any = stamp
+            self.set_rows(self.make_rows(state))
+
+    def matches(self, *texts: str) -> bool:
+        """Whether every word of the query is in one of the texts."""
+        if not self.query_text:
+            return True
+        hay = "\n".join(texts).casefold()
+        return all(word in hay for word in self.query_text.casefold().split())
+
+
+class Pane(Vertical):
+    """Frame, search line, list. `number` is the key that goes to it; 0 for none."""
+
+    DEFAULT_CSS = """
+    Pane {
+        border: round $border-blurred;
+        border-title-color: $muted;
+        padding: 0 0 0 1;
+        &:focus-within { border: round $primary; border-title-color: $foreground; }
+        & > Input {
+            height: 1; border: none; padding: 0; margin: 0 1 0 0; background: $panel; display: none;
+            &:focus { border: none; }
+        }
+        &.-searching > Input { display: block; }
+    }
+    """
+
+    def __init__(self, list_: SearchableList, *, number: int = 0, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.list = list_
+        self.number = number
+        self.state = RunState()
+
+    def compose(self) -> ComposeResult:
+        search = Input(placeholder=f"search {self.list.noun}", select_on_focus=False, compact=True)
+        search.cursor_blink = False
+        yield search
+        yield self.list
+
+    @property
+    def search_input(self) -> Input:
+        return self.query_one(Input)
+
+    def draw(self, state: RunState) -> None:
+        """Draw, unless nobody can see it."""
+        self.state = state
+        if not self.display or not self.is_attached:
+            return
+        self.list.draw(state)
+        title = self.list.title(state)
+        self.border_title = Content.assemble((f"{self.number} ", "$primary"), title) if self.number else title  # pyright: ignore[reportAttributeAccessIssue]
+
+    def focus_list(self) -> None:
+        self.list.focus()
+
+    def open_search(self) -> None:
+        self.add_class("-searching")
+        self.search_input.focus()
+
+    def clear_search(self) -> bool:
+        """Show everything again; False when there was no search."""
+        if not self.has_class("-searching"):
+            return False
+        self.search_input.value = ""
+        self.remove_class("-searching")
+        self._search("")
+        self.focus_list()
+        return True
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._search(event.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.focus_list()
+
+    def _search(self, query: str) -> None:
+        if query != self.list.query_text:
+            self.list.query_text = query
+            self.draw(self.state)
