@@ -43,7 +43,7 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -54,8 +54,13 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"{path}: is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
         ) from None
-    except (RecursionError, ValueError):
-        raise DataError(f"{path}: holds JSON that is too deep or too large to read") from None
+    except (RecursionError, ValueError) as error:
+        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise DataError(f"{path}: holds JSON that cannot be read: {problem}") from None
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 class AtomicStorage(Storage):
@@ -69,8 +74,10 @@ class AtomicStorage(Storage):
         if not self._path.exists() or self._path.stat().st_size == 0:
             return None
         data = read_json(self._path)
-        if not isinstance(data, dict) or not all(isinstance(table, dict) for table in data.values()):
-            raise DataError(f"{self._path}: is not a skill bank of Krill: expected an object of tables")
+        tables = isinstance(data, dict) and all(isinstance(table, dict) for table in data.values())
+        # Some other program's tables must not be taken for an empty bank and written over.
+        if not tables or (data and "meta" not in data):
+            raise DataError(f"{self._path}: is not a skill bank of Krill", hint="import it first")
         return data
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:

@@ -49,3 +49,8 @@ def parse_location(principle: str) -> Location | None:
     """The location a principle of the exact form `object: receptacle` states, else None."""
     match = _LOCATION.fullmatch(principle)
     return Location(match.group(1), match.group(2)) if match else None
+
+
+def markdown_text(text: str) -> str:
+    """`text` so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", clean_text(text))
