@@ -73,6 +73,9 @@ class _TokenLog:
     version: int = 0
 
     def add(self, reply: ActReply) -> None:
+        if reply.restarted:
+            for column in (self.ids, self.mask, self.logprobs, self.allowed):
+                column.clear()
         context, own = len(reply.context_ids), len(reply.ids)
         self.ids += [*reply.context_ids, *reply.ids]
         self.mask += [0] * context + [1] * own

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
-from krill_tui.errors import ModelError
+from krill_tui.errors import ModelError, WorkerDiedError
 from krill_tui.models.base import ActReply, ActRequest, Message
 from krill_tui.models.worker_protocol import (
     ChatMessage,
@@ -22,6 +22,7 @@ from krill_tui.models.worker_protocol import (
     ErrorReply,
     FinishRequest,
     FreezeReferenceRequest,
+    GrpoEpisode,
     GrpoStepRequest,
     LoadedReply,
     LoadRequest,
@@ -33,6 +34,7 @@ from krill_tui.models.worker_protocol import (
     SampleOutput,
     SampleRequest,
     SaveRequest,
+    SftExample,
     SftStepRequest,
     WorkerReply,
     WorkerRequest,
@@ -47,24 +49,37 @@ _GRACE = 5.0
 
 Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, OkReply)
 Progress = Callable[[int, int], None]
+"""Told tokens done and tokens in all while a training step runs."""
+LossType = Literal["grpo", "dr_grpo", "dapo", "gspo"]
 
 
 class WorkerClient:
     """Starts the worker and talks to it; requests are answered in the order they were made.
 
     A request that is cancelled is still answered by the worker; its reply is dropped. When the worker dies, everything
-    that waits fails with `ModelError`, and so do later requests until `restart`.
+    that waits fails with `WorkerDiedError`, and so do later requests until `restart`.
     """
 
-    def __init__(self, log: Path, *, module: str = _WORKER) -> None:
-        """`log`: file that takes the worker's standard error, appended."""
+    def __init__(self, log: Path) -> None:
+        """`log`: file that takes the worker's standard error, appended. Use `WorkerClient.start`."""
         self._log = log
-        self._module = module
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: deque[_Waiting] = deque()
-        self._died: asyncio.Event = asyncio.Event()
+        self._died = asyncio.Event()
         self._death = "the model worker is not running"
+
+    @classmethod
+    async def start(cls, *, log: Path) -> Self:
+        """Start a worker process; it has no model until `load`."""
+        client = cls(log)
+        await client._spawn()
+        return client
+
+    async def restart(self) -> None:
+        """End the worker, if it still runs, and start another; it has no model until `load`."""
+        await self.close()
+        await self._spawn()
 
     @property
     def died(self) -> asyncio.Event:
@@ -76,61 +91,106 @@ class WorkerClient:
         """Process id of the running worker."""
         return self._process.pid if self._process and not self._died.is_set() else None
 
-    async def start(self) -> None:
-        """Start the worker process."""
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._module,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                limit=_LINE_LIMIT,
-                env=_environment(),
-                start_new_session=True,
-            )
-        self._died = asyncio.Event()
-        self._reader = asyncio.create_task(self._read(self._process, self._died), name="model worker reader")
-
-    async def restart(self) -> None:
-        """End the worker, if it still runs, and start another; it has no model until `load`."""
-        await self.close()
-        await self.start()
-
-    async def load(self, request: LoadRequest) -> LoadedReply:
+    async def load(
+        self,
+        *,
+        model: str,
+        checkpoint: str | None = None,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        device: str = "auto",
+        threads: int = 0,
+        seed: int = 0,
+        max_context: int = 2048,
+        token_budget: int = 8192,
+    ) -> LoadedReply:
+        """Load a base model with fresh adapters, or those of a checkpoint; see `LoadRequest`."""
+        request = LoadRequest(
+            model=model,
+            checkpoint=checkpoint,
+            lora_rank=lora_rank,
+            lora_alpha=lora_alpha,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            seed=seed,
+            max_context=max_context,
+            token_budget=token_budget,
+        )
         return await self.request(request, LoadedReply)
 
     async def sample(self, items: Sequence[SampleItem]) -> SampledReply:
+        """One reply for each item, in order."""
         return await self.request(SampleRequest(items=tuple(items)), SampledReply)
 
     async def finish(self, episodes: Sequence[str]) -> None:
+        """Drop the caches of episodes."""
         await self.request(FinishRequest(episodes=tuple(episodes)), OkReply)
 
-    async def sft_step(self, request: SftStepRequest, progress: Progress | None = None) -> MetricsReply:
+    async def sft_step(
+        self,
+        examples: Sequence[SftExample],
+        *,
+        learning_rate: float,
+        max_grad_norm: float = 1.0,
+        update: bool = True,
+        progress: Progress | None = None,
+    ) -> MetricsReply:
+        """One optimizer step of SFT; `update=False` only measures."""
+        request = SftStepRequest(
+            examples=tuple(examples), learning_rate=learning_rate, max_grad_norm=max_grad_norm, update=update
+        )
         return await self.request(request, MetricsReply, progress)
 
-    async def grpo_step(self, request: GrpoStepRequest, progress: Progress | None = None) -> MetricsReply:
+    async def grpo_step(
+        self,
+        episodes: Sequence[GrpoEpisode],
+        *,
+        learning_rate: float,
+        clip_epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        kl_coeff: float = 0.01,
+        loss_type: LossType = "grpo",
+        max_grad_norm: float = 1.0,
+        temperature: float = 1.0,
+        max_completion_length: int = 0,
+        progress: Progress | None = None,
+    ) -> MetricsReply:
+        """One optimizer step of GRPO; see `GrpoStepRequest`."""
+        request = GrpoStepRequest(
+            episodes=tuple(episodes),
+            learning_rate=learning_rate,
+            clip_epsilon=clip_epsilon,
+            epsilon_high=epsilon_high,
+            kl_coeff=kl_coeff,
+            loss_type=loss_type,
+            max_grad_norm=max_grad_norm,
+            temperature=temperature,
+            max_completion_length=max_completion_length,
+        )
         return await self.request(request, MetricsReply, progress)
 
     async def freeze_reference(self) -> None:
+        """Make the present policy the reference of RL."""
         await self.request(FreezeReferenceRequest(), OkReply)
 
-    async def save(self, directory: Path) -> None:
+    async def save(self, directory: str | Path) -> None:
+        """Write a checkpoint."""
         await self.request(SaveRequest(directory=str(directory)), OkReply)
 
     async def request(
         self, message: WorkerRequest, expected: type[Reply], progress: Progress | None = None
     ) -> Reply:
-        """Send a request and wait for its reply; `progress` is told tokens done and in all.
+        """Send a request and wait for its reply.
 
         Raises:
-            ModelError: the worker refused, failed, died or is not running.
+            WorkerDiedError: the worker is not running, or ended before it answered.
+            ModelError: it refused or failed.
         """
         process = self._process
         if process is None or process.stdin is None or self._died.is_set():
-            raise ModelError(self._death)
+            raise WorkerDiedError(self._death)
         waiting = _Waiting(asyncio.get_running_loop().create_future(), progress)
         # Both at once, without a wait between them, so that replies are matched in order.
         self._waiting.append(waiting)
@@ -143,6 +203,23 @@ class WorkerClient:
         if not isinstance(reply, expected):
             raise ModelError(f"the model worker answered {message.kind} with {reply.kind}")
         return reply
+
+    async def _spawn(self) -> None:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                _WORKER,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                limit=_LINE_LIMIT,
+                env=_environment(),
+                start_new_session=True,
+            )
+        self._died = asyncio.Event()
+        self._reader = asyncio.create_task(self._read(self._process, self._died), name="model worker reader")
 
     async def close(self) -> None:
         """Ask the worker to leave, and kill it if it does not."""
@@ -179,7 +256,7 @@ class WorkerClient:
             await process.wait()
         died.set()
         while self._waiting:
-            self._waiting.popleft().fail(ModelError(self._death))
+            self._waiting.popleft().fail(WorkerDiedError(self._death))
 
     def _take(self, reply: WorkerReply) -> None:
         if isinstance(reply, ProgressReply):
@@ -195,7 +272,7 @@ class WorkerClient:
 
 @dataclass(slots=True)
 class _Waiting:
-    """A request on its way."""
+    """A request on its way to an answer."""
 
     reply: asyncio.Future[WorkerReply]
     progress: Progress | None
@@ -220,15 +297,24 @@ class _Conversation:
 
     messages: list[Message] = field(default_factory=list)
     """Everything sent, and the worker's replies."""
-    known: bool = False
-    """The worker holds the sequence."""
     started_over: bool = False
+    """Its first message to the worker held replies: the next answer is a restart."""
 
 
 @dataclass(slots=True)
 class _Call:
+    """An `act` that waits."""
+
     request: ActRequest
     reply: asyncio.Future[ActReply]
+
+    def answer(self, reply: ActReply) -> None:
+        if not self.reply.done():
+            self.reply.set_result(reply)
+
+    def fail(self, error: ModelError) -> None:
+        if not self.reply.done():
+            self.reply.set_exception(error)
 
 
 class LocalPolicy:
@@ -272,12 +358,14 @@ class LocalPolicy:
             raise
 
     async def finish(self, episode: str) -> None:
-        """Forget an episode; the worker hears of it with the next batch."""
+        """Forget an episode; the worker hears of it with the next batch, or now if this was the last."""
         self._live.discard(episode)
-        conversation = self._conversations.pop(episode, None)
-        if conversation is not None:
+        if self._conversations.pop(episode, None) is not None:
             self._finished.add(episode)
         self._arrived.set()
+        if not self._live:
+            with contextlib.suppress(ModelError):
+                await self._forget_finished()
 
     async def close(self) -> None:
         """Stop batching; calls that wait fail. The worker goes on."""
@@ -286,8 +374,7 @@ class LocalPolicy:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._batcher
         for call in self._calls.values():
-            if not call.reply.done():
-                call.reply.set_exception(ModelError("the local policy was closed"))
+            call.fail(ModelError("the local policy was closed"))
         self._calls.clear()
 
     async def _run(self) -> None:
@@ -315,15 +402,20 @@ class LocalPolicy:
             items = [self._item(call.request) for call in calls]
             await self._forget_finished()
             reply = await self._client.sample(items)
+            for call, output in zip(calls, reply.outputs, strict=True):
+                self._answer(call, output, reply.version)
         except ModelError as error:
             for call in calls:
-                self._conversations.pop(call.request.episode, None)
-                if not call.reply.done():
-                    call.reply.set_exception(ModelError(error.message, hint=error.hint))
-            return
-        outputs = {output.episode: output for output in reply.outputs}
-        for call in calls:
-            self._answer(call, outputs[call.request.episode], reply.version)
+                self._forget(call.request.episode)
+                call.fail(type(error)(error.message, hint=error.hint))
+        finally:
+            for call in calls:
+                call.fail(ModelError("the local policy stopped before it answered"))
+
+    def _forget(self, episode: str) -> None:
+        """Have the worker start this episode over at its next turn."""
+        if self._conversations.pop(episode, None) is not None:
+            self._finished.add(episode)
 
     async def _forget_finished(self) -> None:
         finished, self._finished = self._finished, set()
@@ -335,8 +427,7 @@ class LocalPolicy:
         conversation = self._conversations.get(request.episode)
         messages = list(request.messages)
         if conversation is None or messages[: len(conversation.messages)] != conversation.messages:
-            if conversation is not None:
-                self._finished.add(request.episode)
+            self._forget(request.episode)
             restarted = any(message["role"] == "assistant" for message in messages)
             conversation = _Conversation(started_over=restarted)
             self._conversations[request.episode] = conversation
@@ -357,13 +448,10 @@ class LocalPolicy:
         restarted = False
         if conversation is not None:
             restarted, conversation.started_over = conversation.started_over, False
-            conversation.messages = [
-                *call.request.messages,
-                Message(role="assistant", content=output.text),
-            ]
-        if call.reply.done():
-            return
-        call.reply.set_result(
+            conversation.messages.append(Message(role="assistant", content=output.text))
+        if output.finish == "context":
+            self._forget(call.request.episode)
+        call.answer(
             ActReply(
                 text=output.text,
                 context_ids=output.context_ids,

@@ -78,6 +78,7 @@ def make_batch(sequences: Sequence[MaskedTokens]) -> TokenBatch:
             rows.append(row)
             columns.append(column)
     most = max((len(allowed) for allowed in choices), default=0)
+    table = torch.tensor([[*a, *[-1] * (most - len(a))] for a in choices], dtype=torch.int64)
     ids = pad([sequence.ids for sequence in sequences], width, torch.int64)
     row_index, column_index = torch.tensor(rows, dtype=torch.int64), torch.tensor(columns, dtype=torch.int64)
     return TokenBatch(
@@ -87,7 +88,5 @@ def make_batch(sequences: Sequence[MaskedTokens]) -> TokenBatch:
         columns=column_index,
         targets=ids[row_index, column_index],
         choice_rows=torch.tensor(choice_rows, dtype=torch.int64),
-        choices=torch.tensor([[*a, *[-1] * (most - len(a))] for a in choices], dtype=torch.int64).view(
-            -1, most
-        ),
+        choices=table.view(len(choices), most),
     )

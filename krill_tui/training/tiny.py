@@ -67,9 +67,21 @@ def _with_visible_format(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def build_model(
-    vocab: int, hidden: int, layers: int, heads: int, kv_heads: int, mlp: int, context: int
+    vocab: int,
+    hidden: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    mlp: int,
+    context: int,
+    *,
+    head_size: int | None = None,
+    rope_theta: float = 10_000.0,
+    attention_bias: bool = False,
 ) -> LlamaForCausalLM:
     """Build a randomly initialised decoder with tied embeddings; call `torch.manual_seed` before.
+
+    `head_size`: of each attention head, `hidden // heads` unless given.
 
     Llama's layers are Qwen2's without the biases of the attention. The name matters: transformers 5 gives every
     model that calls itself qwen2 the Qwen2 pre-tokenizer, whatever its tokenizer.json says.
@@ -82,6 +94,9 @@ def build_model(
         num_key_value_heads=kv_heads,
         intermediate_size=mlp,
         max_position_embeddings=context,
+        head_dim=head_size,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+        attention_bias=attention_bias,
         tie_word_embeddings=True,
         pad_token_id=CONTROL_TOKENS.index(PAD),
         bos_token_id=None,

@@ -173,7 +173,10 @@ class Worker:
                 if trainer.token_budget // 2 < _SMALLEST_BUDGET:
                     raise ModelError("out of memory even with the smallest micro-batch") from error
                 trainer.token_budget //= 2
-                print(f"out of memory: micro-batches of {trainer.token_budget} tokens from now on", file=sys.stderr)
+                print(
+                    f"out of memory: micro-batches of {trainer.token_budget} tokens from now on",
+                    file=sys.stderr,
+                )
 
     def _report(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -194,7 +197,9 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         try:
             request = request_adapter.validate_json(line)
         except ValidationError as error:
-            send(ErrorReply(message="the model worker got a request it does not understand", detail=str(error)))
+            send(
+                ErrorReply(message="the model worker got a request it does not understand", detail=str(error))
+            )
             continue
         send(_answer(worker, request))
         if isinstance(request, CloseRequest):
@@ -207,7 +212,7 @@ def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
     except KrillError as error:
         return ErrorReply(message=str(error), detail=traceback.format_exc())
     # The boundary of the process: whatever broke is told to the engine, which decides.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         message = f"the model worker failed at {request.kind}: {type(error).__name__}: {reason}"
         return ErrorReply(message=message, detail=traceback.format_exc())
