@@ -11,7 +11,7 @@ from krill_tui.envs.alfworld.text import STATION, TaskGoal, object_type
 from krill_tui.envs.base import StepResult
 
 _CLOSED_KINDS = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
-_RARE = 0.01
+_RARE = 0.003
 """Chance given to a place where the dataset never keeps a thing."""
 
 

@@ -26,6 +26,7 @@ from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
 from krill_tui.envs.alfworld.pddl import parse_expression
 from krill_tui.envs.alfworld.problem import assemble
 from krill_tui.envs.alfworld.text import STATION, TREATMENT, TaskGoal
+from krill_tui.errors import DataError
 
 WorldSize = Literal["small", "full"]
 SPLITS = ("train", "evolve", "valid", "test")
@@ -157,6 +158,8 @@ def _draw_task(category: str, rng: Random, habits: Household) -> _Plan:
             if lives and lamp and target != habits.home[thing]:
                 choices.append((room, thing, target))
                 weights.append(count)
+    if not choices:
+        raise DataError(f"household {habits.seed} allows no task of the category {category}")
     room, thing, target = rng.choices(choices, weights)[0]
     goal = TaskGoal(category, thing, target, 2 if category == "PickTwo" else 1, TREATMENT.get(category))
     return _Plan(room, goal, rng, habits)
@@ -204,13 +207,15 @@ def _draw_objects(plan: _Plan, size: WorldSize) -> None:
     wanted = [goal.object] * (goal.count + (rng.random() < 0.4))
     if goal.category == "Look":
         wanted.append("desklamp")
-    others = [kind for kind in kinds if kind not in wanted]
+    low, high = _SMALL_OBJECTS if size == "small" else (len(kinds), 2 * len(kinds))
+    total = rng.randint(low, high)
+    others = [kind for kind in kinds if kind not in wanted and kind != "desklamp"]
     rng.shuffle(others)
-    total = rng.randint(*_SMALL_OBJECTS) if size == "small" else len(kinds) * 2
+    # What has its home in this room comes first: the rest would lie elsewhere and blur the habits.
+    others.sort(key=lambda kind: plan.household.home[kind] not in plan.receptacles)
     for kind in others:
-        if len(wanted) >= total:
-            break
-        if rng.random() < kinds[kind]["share"] and kind != "desklamp":
+        enough = plan.household.home[kind] in plan.receptacles or len(wanted) < low
+        if len(wanted) < total and enough and rng.random() < kinds[kind]["share"]:
             most = 2 if size == "small" else max(1, round(2 * kinds[kind]["mean"] - 1))
             wanted += [kind] * rng.randint(1, most)
     for kind in wanted[: max(total, goal.count + 1)]:
