@@ -18,7 +18,7 @@ Expr = str | tuple["Expr", ...]
 
 _NEAR = "(atlocation ?a ?l) (receptacleatlocation ?r ?l)"
 _VISIBLE = "(or (not (openable ?r)) (opened ?r))"
-_SCHEMAS: dict[str, tuple[str, str, str]] = {
+SCHEMAS: dict[str, tuple[str, str, str]] = {
     "look": ("?a - agent ?l - location", "(atlocation ?a ?l)", "(checked ?l)"),
     "inventory": ("?a - agent", "()", "(checked ?a)"),
     "help": ("?a - agent", "()", "(checked ?a)"),
@@ -89,7 +89,7 @@ _SCHEMAS: dict[str, tuple[str, str, str]] = {
 """By action: parameters, precondition, effect; `*` is any constant or several of them under `or`."""
 
 PARAMETERS: dict[str, tuple[tuple[str, str], ...]] = {
-    name: tuple(re.findall(r"\?(\w+) - (\w+)", schema[0])) for name, schema in _SCHEMAS.items()
+    name: tuple(re.findall(r"\?(\w+) - (\w+)", schema[0])) for name, schema in SCHEMAS.items()
 }
 """By action: (variable, type) of each parameter."""
 
@@ -165,7 +165,7 @@ def _known_schemas() -> dict[str, tuple[Expr, Expr, Expr]]:
             _normal(parse_expression(precondition)),
             _normal(parse_expression(effect)),
         )
-        for name, (parameters, precondition, effect) in _SCHEMAS.items()
+        for name, (parameters, precondition, effect) in SCHEMAS.items()
     }
 
 
@@ -193,7 +193,7 @@ def parse_domain(text: str) -> Rules:
                 f"the PDDL domain's action '{name}' differs from ALFRED's in what it needs or does"
             )
         found[name] = schema[1]
-    missing = sorted(set(_SCHEMAS) - set(found) - {"help"})
+    missing = sorted(set(SCHEMAS) - set(found) - {"help"})
     if missing:
         raise DataError(f"the PDDL domain lacks ALFRED's action '{missing[0]}'")
     return Rules(
