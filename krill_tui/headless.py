@@ -30,6 +30,8 @@ EXIT_CODES = {"completed": 0, "cancelled": EXIT_CANCELLED, "failed": EXIT_FAILUR
 
 _SHOWN = frozenset({"note", "warning", "error", "evolved", "validated"})
 _STYLES = {"warning": "yellow", "error": "red", "evolved": "cyan", "validated": "bold"}
+_SAID_ELSEWHERE = (ev.CheckpointSaved, ev.Evaluated, ev.RunFinished)
+"""Events whose line would repeat a phase's summary or the result."""
 _POLL_SECONDS = 0.25
 
 
@@ -93,7 +95,7 @@ class LineView:
         if phase is None or phase.fraction < self._next:
             return
         self._next = (phase.fraction // self._every + 1) * self._every
-        left = f", {duration(phase.seconds_left)} left" if phase.seconds_left else ""
+        left = f", {duration(phase.seconds_left)} left" if (phase.seconds_left or 0) >= 1 else ""
         detail = f": {phase.detail}" if phase.detail else ""
         self._print(f"{phase.phase} {phase.done}/{phase.total} ({phase.fraction:.0%}{left}){detail}")
 
@@ -220,7 +222,7 @@ async def _journal_events(path: Path) -> AsyncIterator[ev.Event]:
 
 def log_line(state: RunState, event: ev.Event) -> LogLine | None:
     """The line the state made of this event, where it is one to print."""
-    if isinstance(event, ev.CheckpointSaved) or not state.log:
+    if isinstance(event, _SAID_ELSEWHERE) or not state.log:
         return None
     newest = state.log[-1]
     return newest if newest.event.seq == event.seq and newest.kind in _SHOWN else None

@@ -32,7 +32,7 @@ def inspect(
         path = path / "skill_bank.json"
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
-    from krill_tui.skills.formats import inspect_bank
+    from krill_tui.skills.formats.banks import inspect_bank
     from krill_tui.skills.formats.trajectories import load_trajectories
 
     try:
@@ -57,11 +57,12 @@ def convert(
     """Convert trajectories of other projects."""
     if source_format != "eto":
         raise UsageError(f"'{source_format}' cannot be converted", hint="known: eto")
-    from krill_tui.skills.formats.trajectories import convert_eto, save_trajectories
+    from krill_tui.skills.formats.eto import convert_eto
+    from krill_tui.skills.formats.trajectories import save_trajectories
 
     report = convert_eto(source, max=limit)
-    save_trajectories(output, report.converted)
-    print(f"wrote {output}: {len(report.converted)} of {report.read} records")
+    save_trajectories(output, report.trajectories)
+    print(f"wrote {output}: {report.converted} trajectories of {report.read} records")
     for index, why in report.refused[:REFUSED_SHOWN]:
         print(f"  record {index} left out: {why}")
     if len(report.refused) > REFUSED_SHOWN:
@@ -73,7 +74,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "convert": conve
 
 def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
     if as_json:
-        print(json.dumps({"path": str(path), "kind": "skill bank", **bank.model_dump(mode="json")}))
+        print(json.dumps({"kind": "skill bank", **bank.model_dump(mode="json")}))
         return
     from krill_tui.headless import make_console, print_line
 
@@ -107,6 +108,7 @@ def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json:
 
     from krill_tui.engine.evaluate import success_rates
     from krill_tui.headless import make_console, print_line
+    from krill_tui.skills.text import clean_text
 
     console = make_console()
     print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")
@@ -116,7 +118,7 @@ def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json:
     overall, categories = success_rates(trajectories)
     for name, rate in [*categories.items(), ("all", overall)]:
         cells = (f"{rate.wins}/{rate.episodes}", f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}")
-        table.add_row(name, *cells)
+        table.add_row(clean_text(name, 40), *cells)
     console.print(table)
 
 

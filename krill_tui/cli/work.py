@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -192,10 +193,7 @@ def _start(
     }
     display = _choose_display(options.display, json_result)
     print(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}", file=sys.stderr)
-    outcome = asyncio.run(_work(name, config, inputs, phases, display, finish, json_result))
-    from krill_tui.headless import EXIT_CODES
-
-    raise typer.Exit(EXIT_CODES[outcome])
+    raise typer.Exit(asyncio.run(_work(name, config, inputs, phases, display, finish, json_result)))
 
 
 async def _work(
@@ -206,7 +204,7 @@ async def _work(
     display: Display,
     finish: Finish,
     json_result: bool,
-) -> str:
+) -> int:
     from krill_tui import headless
     from krill_tui.engine.session import Session
 
@@ -218,16 +216,17 @@ async def _work(
             await KrillApp(session, autostart=phases).run_async()
             outcome = session.state.outcome or "cancelled"
         else:
-            view = headless.make_view(display, session.state, sys.stderr if json_result else sys.stdout)
+            view = headless.make_view(display, session.state, sys.stderr if json_result else None)
             outcome = await headless.run_session(session, phases, view)
-        if outcome == "failed":
-            print(f"krill: {' '.join(session.state.message.split())}", file=sys.stderr)
-        elif outcome == "completed" and display is not Display.JSON:
-            finish(session)
-        elif outcome == "completed":
-            with _stdout_to_stderr():
+        if outcome == "completed":
+            # With --display json, standard output holds events and nothing else.
+            aside = display is Display.JSON and not json_result
+            with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():
                 finish(session)
-        return outcome
+            return 0
+        if session.error is not None:
+            raise session.error
+        return headless.EXIT_CODES[outcome]
     finally:
         await session.close()
 
@@ -288,13 +287,6 @@ def _choose_display(wanted: Display | None, json_result: bool) -> Display:
 
 def _in_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def _stdout_to_stderr():
-    """With `--display json` standard output holds events and nothing else."""
-    import contextlib
-
-    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _print_results(session: Session) -> None:
