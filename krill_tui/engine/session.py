@@ -25,8 +25,6 @@ from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal, read_journal
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
-
-
 from krill_tui.skills.retrieval import RetrievalOptions, Retriever
 
 WORKER_RESTARTS = 3
@@ -307,6 +305,7 @@ class Session:
 
 def _mend(ctx: RunContext) -> None:
     """Say what is written down and was never said, because a kill came in between."""
+    ctx.bank.recount(ctx.store.trajectories())
     said = ctx.state.finished_ids
     for trajectory in ctx.store.trajectories():
         if trajectory.purpose and trajectory.id not in said:
