@@ -58,7 +58,8 @@ def load_game(path: Path) -> GameData:
     try:
         return build_game(domain, problem, grammar)
     except (DataError, RecursionError) as error:
-        raise DataError(f"{path} cannot be played: {error}") from None
+        # A piece of the file that the message quotes may hold line breaks.
+        raise DataError(f"{path} cannot be played: {' '.join(str(error).split())}") from None
 
 
 def build_game(domain: str, problem: str, grammar: str) -> GameData:
