@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
 from krill_tui.envs.alfworld.pddl import BOUND, Expr, parse_domain, parse_expression
 from krill_tui.errors import DataError
 
-_FACT = re.compile(r"\(\s*([\w-]+)\s+([^\s()]+)(?:\s+([^\s()]+))?\s*\)")
 _ORDER = {"agent": 0, "location": 1, "object": 2, "receptacle": 3}
 _ARGUMENTS = {
     "atlocation": ("agent", "location"),
@@ -85,8 +84,10 @@ def build_game(domain: str, problem: str, grammar: str) -> GameData:
     if not 0 <= init < goal or text.count("(") != text.count(")"):
         raise DataError("the PDDL problem breaks off, or lacks its (:init or its (:goal")
     facts: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for predicate, first, second in _FACT.findall(text, init + 6, goal):
-        facts[predicate].add((first, second))
+    for fact in text[init + 6 : goal].split(")"):
+        words = fact.split("(")[-1].split()
+        if 2 <= len(words) <= 3:
+            facts[words[0]].add((words[1], words[2] if len(words) == 3 else ""))
     goal_expr = parse_expression("(" + text[goal:])
     return assemble(rules, compiled, task, facts, goal_expr[0])
 
@@ -105,18 +106,14 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
     objects, receptacles, locations = number["object"], number["receptacle"], number["location"]
     if len(ids["agent"]) != 1 or len(facts["atlocation"]) != 1:
         raise DataError("the PDDL problem must place exactly one agent")
-    where = dict(facts["receptacleatlocation"])
-    receptacle_types, object_types = dict(facts["receptacletype"]), dict(facts["objecttype"])
+    where = dict(sorted(facts["receptacleatlocation"]))
+    receptacle_types, object_types = dict(sorted(facts["receptacletype"])), dict(sorted(facts["objecttype"]))
     unplaced = next((r for r in ids["receptacle"] if r not in where), None)
     if unplaced is not None:
         raise DataError(f"the PDDL problem does not say where the receptacle '{unplaced}' is")
     places = tuple(locations[where[r]] for r in ids["receptacle"])
-    contents: list[list[int]] = [[] for _ in receptacles]
-    for thing, receptacle in facts["inreceptacle"]:
-        contents[receptacles[receptacle]].append(objects[thing])
-    inner: dict[int, list[int]] = defaultdict(list)
-    for thing, outer in facts["inreceptacleobject"]:
-        inner[objects[outer]].append(objects[thing])
+    at_place = _grouped((r, place) for r, place in enumerate(places))
+    inside = _grouped((objects[o], receptacles[r]) for o, r in facts["inreceptacle"])
     game = GameData(
         rules=rules,
         grammar=grammar,
@@ -129,15 +126,13 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
         object_types=tuple(object_types.get(o, "") for o in ids["object"]),
         flags={name: frozenset(objects[o] for o, _ in facts[name]) for name in OBJECT_FLAGS},
         location_names=tuple(names[place] for place in ids["location"]),
-        receptacles_at=tuple(
-            tuple(r for r, at in enumerate(places) if at == place) for place in range(len(locations))
-        ),
-        inner_objects={outer: tuple(sorted(inside)) for outer, inside in inner.items()},
+        receptacles_at=tuple(at_place.get(place, ()) for place in range(len(locations))),
+        inner_objects=_grouped((objects[o], objects[outer]) for o, outer in facts["inreceptacleobject"]),
         can_contain=frozenset(facts["cancontain"]),
         goal=(),
         deciding=frozenset(),
         start_location=locations[next(iter(facts["atlocation"]))[1]],
-        contents=tuple(tuple(sorted(inside)) for inside in contents),
+        contents=tuple(inside.get(r, ()) for r in range(len(receptacles))),
         object_at=frozenset((objects[o], locations[place]) for o, place in facts["objectatlocation"]),
         opened=frozenset(receptacles[r] for r, _ in facts["opened"]),
         states={name: frozenset(objects[o] for o, _ in facts[name]) for name in OBJECT_STATES},
@@ -147,14 +142,21 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
     return replace(game, goal=clauses, deciding=deciding_actions(clauses))
 
 
+def _grouped(pairs: Iterable[tuple[int, int]]) -> dict[int, tuple[int, ...]]:
+    """By second number of a pair: the first ones, ascending."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for first, second in pairs:
+        groups[second].append(first)
+    return {second: tuple(sorted(firsts)) for second, firsts in groups.items()}
+
+
 def _things(facts: Facts) -> dict[str, set[str]]:
     """By type: the ids that occur in the facts."""
     members: dict[str, set[str]] = {kind: set() for kind in _ORDER}
     for predicate, kinds in _ARGUMENTS.items():
-        for pair in facts[predicate]:
-            for kind, identity in zip(kinds, pair, strict=False):
-                if kind:
-                    members[kind].add(identity)
+        for column, kind in enumerate(kinds):
+            if kind:
+                members[kind].update([pair[column] for pair in facts[predicate]])
     return members
 
 
