@@ -35,8 +35,6 @@ class KrillApp(App[None]):
     CSS_PATH = "krill.tcss"
     BINDINGS = keys.bindings("app")
     COMMANDS: ClassVar = {KrillCommands}
-    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-tiny"), (60, "-narrow"), (100, "-normal"), (160, "-wide")]
-    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (16, "-medium"), (34, "-tall")]
 
     def __init__(
         self, session: Session | None = None, *, source: Source | None = None, autostart: Sequence[str] = ()

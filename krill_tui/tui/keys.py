@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
 Scope = Literal[
     "app", "run", "dashboard", "replay", "list", "screen", "episode", "skills", "training", "runs"
@@ -66,8 +66,8 @@ KEYS: tuple[Key, ...] = (
     Key("replay.play", "space", "pause", "play/pause", "Play or pause the replay", "replay", 1, "replay"),
     Key("replay.back", "left_square_bracket", "seek(-1)", "−1", "One event back", "replay", 2, "replay", True),
     Key("replay.on", "right_square_bracket", "seek(1)", "+1", "One event on", "replay", 2, "replay", True),
-    Key("replay.back10", "left_curly_bracket", "seek(-10)", "−10", "Ten events back", "replay", 4, "replay", True),
-    Key("replay.on10", "right_curly_bracket", "seek(10)", "+10", "Ten events on", "replay", 4, "replay", True),
+    Key("replay.back10", "left_curly_bracket", "seek(-10)", "−10", "Ten events back", "replay", 6, "replay", True),
+    Key("replay.on10", "right_curly_bracket", "seek(10)", "+10", "Ten events on", "replay", 6, "replay", True),
     Key("replay.start", "home", "seek_start", "start", "To the start", "replay", 5, "replay", True),
     Key("replay.end", "end", "seek_end", "end", "To the end", "replay", 5, "replay", True),
     Key("replay.slower", "less_than_sign", "speed(-1)", "slower", "Half the speed", "replay", 3, "replay"),
@@ -149,9 +149,9 @@ def scoped(*scopes: Scope) -> list[Key]:
     return [key for key in KEYS if key.scope in scopes]
 
 
-def bindings(*scopes: Scope) -> list[Binding]:
+def bindings(*scopes: Scope) -> list[BindingType]:
     """Textual bindings of some scopes; a pane's number becomes an argument of its action."""
-    made: list[Binding] = []
+    made: list[BindingType] = []
     for key in scoped(*scopes):
         if key.action == "pane":
             made += [

@@ -128,7 +128,7 @@ def setting(config: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def policy_words(config: Mapping[str, Any]) -> str:
+def policy_words(config: Mapping[str, Any], *, short: bool = False) -> str:
     """Who plays, and whether it may only choose among admissible actions."""
     kind = setting(config, "policy", "kind") or "?"
     model = setting(config, "policy", "model") or ""
@@ -138,11 +138,13 @@ def policy_words(config: Mapping[str, Any]) -> str:
         name = one_line(str(setting(config, "model", "policy_model_id") or "openai"), limit=30)
     else:
         name = one_line(str(kind))
-    return f"{name}, constrained" if setting(config, "policy", "constrained") and kind == "local" else name
+    if kind != "local" or not setting(config, "policy", "constrained"):
+        return name
+    return f"{name} constrained" if short else f"{name}, constrained to admissible actions"
 
 
-def teacher_words(config: Mapping[str, Any]) -> str:
+def teacher_words(config: Mapping[str, Any], *, short: bool = False) -> str:
     """Who teaches; the built-in one says that it is no LLM."""
     if setting(config, "teacher", "kind") == "builtin":
-        return "builtin miner (not an LLM)"
+        return "miner, no LLM" if short else "builtin miner (not an LLM)"
     return one_line(str(setting(config, "model", "teacher_model_id") or "openai"), limit=30)

@@ -63,7 +63,9 @@ class Script:
     def finish_phase(self, phase: ev.Phase, seconds: float, summary: str) -> None:
         self.emit(ev.PhaseFinished(phase=phase, seconds=seconds, summary=summary))
 
-    def start_episode(self, purpose: ev.Purpose = "rl", skills: Sequence[str] = ("gen_001", "heat_001")) -> str:
+    def start_episode(
+        self, purpose: ev.Purpose = "rl", skills: Sequence[str] = ("gen_001", "heat_001")
+    ) -> str:
         """Begin the next episode; its task goes round the six categories."""
         category, task = TASKS[self.number % len(TASKS)]
         self.number += 1
@@ -150,7 +152,12 @@ def fine_tuned(script: Script, steps: int = 32) -> None:
     script.phase("sft", "Cold-start SFT", steps, "steps")
     for step in range(1, steps + 1):
         loss = 0.2 + 1.6 / step
-        metrics = {"loss": loss, "mean_token_accuracy": 1 - loss / 3, "grad_norm": 1.2 / step, "learning_rate": 2e-3}
+        metrics = {
+            "loss": loss,
+            "mean_token_accuracy": 1 - loss / 3,
+            "grad_norm": 1.2 / step,
+            "learning_rate": 2e-3,
+        }
         script.emit(ev.SftStepped(step=step, total=steps, metrics=metrics))
     script.finish_phase("sft", 95.0, "32 steps, loss 0.25")
 
@@ -166,11 +173,22 @@ def reinforced(script: Script, steps: int = 8, total: int = 12) -> None:
             "kl": 0.001 * step, "entropy": 1.1 - 0.05 * step, "clip_ratio/high_mean": 0.01, "grad_norm": 0.4,
         }  # fmt: skip
         script.emit(ev.GrpoStepped(step=step, total=total, metrics=metrics), seconds=6)
-        script.emit(ev.PhaseProgressed(phase="rl", done=step, total=total, detail=f"reward {success - 0.03:.2f}"))
+        script.emit(
+            ev.PhaseProgressed(phase="rl", done=step, total=total, detail=f"reward {success - 0.03:.2f}")
+        )
     heat, clean = rate(3, 8, 0.14, 0.69), rate(7, 8, 0.53, 0.98)
-    script.emit(ev.Validated(step=8, overall=rate(34, 48, 0.57, 0.82), categories={"Heat": heat, "Clean": clean}))
-    added = skill("heat_003", "Close the loop", "When the microwave was used twice, leave it and place the object.", "Heat")
-    script.emit(ev.SkillAdded(skill=added, author="builtin", bank_version=7, reason="4 of 5 failures reopened it"))
+    script.emit(
+        ev.Validated(step=8, overall=rate(34, 48, 0.57, 0.82), categories={"Heat": heat, "Clean": clean})
+    )
+    added = skill(
+        "heat_003",
+        "Close the loop",
+        "When the microwave was used twice, leave it and place the object.",
+        "Heat",
+    )
+    script.emit(
+        ev.SkillAdded(skill=added, author="builtin", bank_version=7, reason="4 of 5 failures reopened it")
+    )
     script.emit(
         ev.Evolved(
             cycle=1, step=8, rates={"Heat": heat, "Clean": clean}, failing=("Heat",), failures=("e0010",),
@@ -213,7 +231,10 @@ def finished_run(path: Path | None = None) -> Script:
 
 def hostile_run() -> Script:
     """Every text a model or a world can write tries to be more than text."""
-    evil = "[bold]x[/bold] \x1b[31mred\x1b[0m [@click=app.quit]quit[/] \x1b]0;title\x07 a\u200bb \u202egnp\u202c 🦐" + "y" * 3000
+    evil = (
+        "[bold]x[/bold] \x1b[31mred\x1b[0m [@click=app.quit]quit[/] \x1b]0;title\x07 a\u200bb \u202egnp\u202c 🦐"
+        + "y" * 3000
+    )
     script = Script()
     script.open()
     script.phase("collect", "Collect", 1, "episodes")
@@ -223,10 +244,14 @@ def hostile_run() -> Script:
             policy=evil, skills=("gen_001",), system=evil + " [gen_001]", max_steps=5,
         )
     )  # fmt: skip
-    step = Step(index=0, observation=evil, admissible=(evil,), thought=evil, action=evil, text=evil, valid=False)
+    step = Step(
+        index=0, observation=evil, admissible=(evil,), thought=evil, action=evil, text=evil, valid=False
+    )
     script.emit(ev.EpisodeStepped(episode="bad", step=step))
     script.emit(
-        ev.SkillAdded(skill=skill("gen_001", evil, evil, evil, when_to_apply=evil), author=evil, bank_version=1)
+        ev.SkillAdded(
+            skill=skill("gen_001", evil, evil, evil, when_to_apply=evil), author=evil, bank_version=1
+        )
     )
     script.emit(ev.GrpoStepped(step=1, total=2, metrics={"success/" + evil: 0.5, "nan": float("nan")}))
     script.emit(ev.GrpoStepped(step=2, total=2, metrics={"success/" + evil: 0.6, "nan": float("nan")}))

@@ -22,6 +22,8 @@ class KrillScreen(Screen[None]):
     SCOPES: ClassVar[tuple[keys.Scope, ...]] = ("screen", "app")
     """Scopes of its keys, its own first: what footer and help show."""
     BINDINGS = keys.bindings("screen")
+    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-tiny"), (60, "-narrow"), (100, "-normal")]
+    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (16, "-medium")]
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()

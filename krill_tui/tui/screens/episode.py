@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.content import Content
@@ -16,6 +19,7 @@ from krill_tui.tui.widgets.key_footer import KeyFooter
 from krill_tui.tui.widgets.status_bar import StatusBar
 from krill_tui.tui.wording import (
     BAD,
+    CITED,
     GOOD,
     HEADING,
     KEY,
@@ -28,6 +32,9 @@ from krill_tui.tui.wording import (
     outcome_mark,
 )
 
+TWO_COLUMNS = 100
+"""Width from which what the policy was told stands beside what it did."""
+
 
 class EpisodeScreen(RunScreen):
     """A live episode is followed until a person scrubs back."""
@@ -36,14 +43,14 @@ class EpisodeScreen(RunScreen):
     BINDINGS = keys.bindings("episode")
     DEFAULT_CSS = """
     EpisodeScreen {
-        & #episode-head { height: auto; max-height: 4; padding: 0 2; border-bottom: solid $border-blurred; }
+        & #episode-head {
+            height: 3; padding: 0 2; border-bottom: solid $border-blurred;
+            text-wrap: nowrap; text-overflow: ellipsis;
+        }
         & #episode-body { height: 1fr; }
         & VerticalScroll { padding: 1 2; width: 1fr; }
         & #done { border-left: solid $border-blurred; }
-        &.-narrow #episode-body, &.-tiny #episode-body {
-            layout: vertical;
-            & #done { border-left: none; height: auto; max-height: 60%; padding-bottom: 0; }
-        }
+        &.-narrow #done, &.-tiny #done { border-left: none; }
     }
     """
 
@@ -64,6 +71,9 @@ class EpisodeScreen(RunScreen):
                 yield Static(id="done-text", markup=False)
         yield KeyFooter(*self.SCOPES)
 
+    def on_resize(self, event: events.Resize) -> None:
+        self.draw()
+
     def draw_content(self) -> None:
         view = self.bridge.state.episode(self.episode_id) or self._kept
         if view is None:
@@ -72,8 +82,13 @@ class EpisodeScreen(RunScreen):
         self._kept = view
         index = self._index(view)
         self.query_one("#episode-head", Static).update(_head(view, index, self.place is None))
-        self.query_one("#told-text", Static).update(_told(view, index))
-        self.query_one("#done-text", Static).update(_done(view, index))
+        told, done = _told(view, index), _done(view, index)
+        if narrow := self.size.width < TWO_COLUMNS:
+            seen = {"Saw": told.pop("Saw")} if "Saw" in told else {}
+            done = {**seen, **done, **told}
+        self.query_one("#told").display = not narrow
+        self.query_one("#told-text", Static).update(_joined(told))
+        self.query_one("#done-text", Static).update(_joined(done))
 
     def action_scrub(self, steps: int) -> None:
         if self._kept and self._kept.steps:
@@ -138,70 +153,49 @@ def _head(view: EpisodeView, index: int, following: bool) -> Content:
     return Content("\n").join([title, Content.assemble((place, ""), marks, end)])
 
 
-def _told(view: EpisodeView, index: int) -> Content:
-    """System message, observation and admissible actions of a step."""
-    parts = [
-        _section("Told at the start (system)", cited(plain(view.system).strip() or "nothing", view.skills))
-    ]
-    if view.skills:
-        parts.insert(
-            0, _section("Skills in the prompt", Content.styled("  ".join(map(one_line, view.skills)), MUTED))
-        )
-    if 0 <= index < len(view.steps):
-        step = view.steps[index]
-        parts.insert(0, _section("Saw", Content(plain(step.observation).strip())))
-        if step.admissible:
-            chosen = step.action
-            lines = [
-                Content.styled(f"● {one_line(action)}", GOOD)
-                if action == chosen
-                else Content.styled(f"  {one_line(action)}", MUTED)
-                for action in step.admissible
-            ]
-            parts.append(_section(f"Admissible actions ({len(lines)})", Content("\n").join(lines)))
-    return Content("\n\n").join(parts)
+def _told(view: EpisodeView, index: int) -> dict[str, Content]:
+    """Observation, system message with its skills, and admissible actions of a step."""
+    sections: dict[str, Content] = {}
+    step = view.steps[index] if 0 <= index < len(view.steps) else None
+    if step:
+        sections["Saw"] = Content(plain(step.observation).strip())
+    sections["Told at the start"] = cited(plain(view.system).strip() or "nothing", view.skills)
+    sections["Skills in it"] = Content.styled("  ".join(map(one_line, view.skills)) or "none", MUTED)
+    if step and step.admissible:
+        lines = [
+            Content.styled(f"● {one_line(action)}", GOOD)
+            if action == step.action
+            else Content.styled(f"  {one_line(action)}", MUTED)
+            for action in step.admissible
+        ]
+        sections[f"Admissible actions ({len(lines)})"] = Content("\n").join(lines)
+    return sections
 
 
-def _done(view: EpisodeView, index: int) -> Content:
+def _done(view: EpisodeView, index: int) -> dict[str, Content]:
     """Thought, action and result of a step."""
     if not 0 <= index < len(view.steps):
-        return Content.styled("The first step is being thought about.", MUTED)
+        return {"Thought": Content.styled("the first step is being thought about", MUTED)}
     step = view.steps[index]
     quoted = sorted(citations(step.text + step.thought) & set(view.skills))
-    verdict = Content.styled("✔ valid", GOOD) if step.valid else Content.styled("✖ invalid", BAD)
-    by = "" if step.author == "policy" else f" · by {one_line(step.author)}"
-    parts = [
-        _section("Thought", cited(plain(step.thought).strip() or "none", view.skills, "italic")),
-        _section(
-            "Cites",
-            Content.styled("  ".join(quoted), "bold $accent")
-            if quoted
-            else Content.styled("no skill", MUTED),
+    verdict = ("✔ valid", GOOD) if step.valid else ("✖ invalid", BAD)
+    by = "" if step.author == "policy" else f"  by {one_line(step.author)}"
+    seconds = f"   after {duration(step.latency)}" if step.latency >= 1 else ""
+    action = one_line(step.action) or "none could be read"
+    sections = {
+        "Thought": cited(plain(step.thought).strip() or "none", view.skills, "italic"),
+        "Cites": Content.styled("  ".join(quoted), CITED) if quoted else Content.styled("no skill", MUTED),
+        "Action": Content.assemble(
+            ("> ", "$primary"), (action, "bold"), "   ", verdict, (by + seconds, MUTED)
         ),
-        _section(
-            "Action",
-            Content.assemble(
-                ("> ", "$primary"),
-                (one_line(step.action) or "none could be read", "bold"),
-                "   ",
-                verdict,
-                (by, MUTED),
-            ),
-        ),
-        _section("Came of it", Content(_result(view, index))),
-        _section(
-            "Reward",
-            Content.assemble(
-                number(step.reward),
-                (f"   {duration(step.latency)} to answer" if step.latency >= 1 else "", MUTED),
-            ),
-        ),
-    ]
+        "Came of it": Content(_result(view, index)),
+        "Reward": Content(number(step.reward)),
+    }
     if not step.action or not step.valid:
-        parts.append(_section("Whole reply", Content(plain(step.text).strip() or "empty")))
+        sections["Whole reply"] = Content(plain(step.text).strip() or "empty")
     if view.finished and view.finished.error and index == len(view.steps) - 1:
-        parts.append(_section("Error", Content.styled(plain(view.finished.error), BAD)))
-    return Content("\n\n").join(parts)
+        sections["Error"] = Content.styled(plain(view.finished.error), BAD)
+    return sections
 
 
 def _result(view: EpisodeView, index: int) -> str:
@@ -213,5 +207,7 @@ def _result(view: EpisodeView, index: int) -> str:
     return "not yet known"
 
 
-def _section(title: str, body: Content) -> Content:
-    return Content.assemble((title, HEADING), "\n", body)
+def _joined(sections: Mapping[str, Content]) -> Content:
+    return Content("\n\n").join(
+        [Content.assemble((title, HEADING), "\n", body) for title, body in sections.items()]
+    )

@@ -111,7 +111,7 @@ class RunList(SearchableList):
                 GOOD if run.last == "completed" else "",
             ),
             f"{one_line(world, limit=20):<20}",
-            (f"{policy_words(run.config) if run.config else '?':<28}", MUTED),
+            (f"{policy_words(run.config, short=True) if run.config else '?':<28}", MUTED),
             (f"{run.megabytes:8.1f} MB", MUTED),
         )
 

@@ -178,11 +178,13 @@ class SkillsScreen(KrillScreen):
             self.say(f"{skill.id} is {status.value}; u takes it back")
 
     def _draw_skill(self) -> None:
-        text = (
-            skill_text(self.skill, self.bridge.state)
-            if self.skill
-            else Content.styled("No skill chosen.", MUTED)
-        )
+        row = self.skill_tree.cursor_row
+        if row is None:
+            text = Content.styled("Skills appear here once they are distilled; a adds one by hand.", MUTED)
+        elif isinstance(row.data, Skill):
+            text = skill_text(row.data, self.bridge.state)
+        else:
+            text = tier_text(row.data[0], self.bridge.state)
         self.query_one("#skill-text", Static).update(text)
 
 
@@ -208,6 +210,23 @@ def skill_text(skill: Skill, state: RunState) -> Content:
         *_origin(skill),
     ]
     return Content("\n").join(lines)
+
+
+def tier_text(tier: str, state: RunState) -> Content:
+    """The skills of a tier in short."""
+    parts = [Content.styled(one_line(tier), "bold")]
+    for skill in state.skills.values():
+        if skill.tier == tier:
+            active = skill.status is SkillStatus.ACTIVE
+            head = f"{STATUS_MARKS[skill.status]} {one_line(skill.id)} {one_line(skill.name)}"
+            parts.append(
+                Content.assemble(
+                    (head, HEADING if active else MUTED),
+                    "\n",
+                    (one_line(skill.principle), "" if active else MUTED),
+                )
+            )
+    return Content("\n\n").join(parts)
 
 
 def _record(skill: Skill, state: RunState) -> list[Content]:

@@ -20,6 +20,10 @@ from krill_tui.tui.widgets.status_bar import StatusBar
 from krill_tui.tui.wording import MUTED
 
 MOST_CHARTS = 4
+CHART_HEIGHT = 7
+"""Lines a chart needs to be read."""
+TWO_CHARTS = 76
+"""Width from which two charts stand side by side."""
 
 
 class TrainingScreen(RunScreen):
@@ -83,11 +87,12 @@ class TrainingScreen(RunScreen):
         return ordered_metrics(curves)[:MOST_CHARTS]
 
     def draw_content(self) -> None:
-        names = self.chosen
+        wide = self.size.width >= TWO_CHARTS
+        names = self.chosen[: self._room(2 if wide else 1)]
         self.metrics.chosen = set(names)
         self.query_one(Pane).draw(self.bridge.state)
         self.query_one("#no-charts").display = not names
-        self.query_one("#charts").set_class(len(names) < 2 or self.size.width < 100, "-single")
+        self.query_one("#charts").set_class(len(names) < 2 or not wide, "-single")
         for position, plot in enumerate(self.query(CurvePlot)):
             plot.display = position < len(names)
             if position < len(names):
@@ -120,4 +125,10 @@ class TrainingScreen(RunScreen):
     def _draw_charts(self) -> None:
         """Once more after the layout: a chart that was hidden has a size only now."""
         for name, plot in zip(self.chosen, self.query(CurvePlot), strict=False):
-            plot.draw({name: self.bridge.state.curves[name]})
+            if plot.display:
+                plot.draw({name: self.bridge.state.curves[name]})
+
+    def _room(self, columns: int) -> int:
+        """How many charts can be read at this size."""
+        height = self.query_one("#charts").size.height
+        return min(MOST_CHARTS, columns * max(1, height // CHART_HEIGHT))

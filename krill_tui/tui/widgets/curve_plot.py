@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("primary", "secondary", "success", "warning")
+RATE_TICKS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+FEW_RATE_TICKS = (0.0, 0.5, 1.0)
 MARKS = ("━", "╍", "┅", "┉")
 
 
@@ -88,6 +90,11 @@ class CurvePlot(Vertical):
         self._plot.clear()
         rates = all("success" in name for name in self._curves)
         self._plot.set_ylimits(*((0.0, 1.0) if rates else (None, None)))
+        self._plot.set_yticks((RATE_TICKS if self.size.height >= 12 else FEW_RATE_TICKS) if rates else None)
+        xs = [x for points in self._curves.values() for x, _ in points]
+        if xs:  # a margin, or the last points fall on the frame
+            margin = 0.02 * (max(xs) - min(xs)) or 0.5
+            self._plot.set_xlimits(min(xs) - margin, max(xs) + margin)
         columns = max(1, self.size.width - 9)
         for position, points in enumerate(self._curves.values()):
             thinned = downsample(points, columns)
@@ -97,6 +104,11 @@ class CurvePlot(Vertical):
                 self._plot.scatter(xs, ys, marker="●", marker_style=colour)
             else:
                 self._plot.plot(xs, ys, line_style=colour, hires_mode=HiResMode.BRAILLE)
+
+    def on_canvas_resize(self) -> None:
+        """The chart's own canvases take their new size only when they are told to."""
+        if self._plot is not None:
+            self._plot.refresh(layout=True)
 
     def _legend(self) -> Content:
         parts: list[tuple[str, str]] = []

@@ -24,30 +24,26 @@ class Part(NamedTuple):
     """`title`, `seen`, `thought`, `action`."""
 
 
-WELCOME = Content.assemble(
-    ("Krill trains a language-model agent with skills, here on this machine, and shows how.\n\n", ""),
-    ("t", KEY),
-    "  train: all four phases, one after the other\n\n",
-    ("c", KEY),
-    "  1 collect ",
-    (" the agent plays; wins and failures are kept\n", MUTED),
-    ("d", KEY),
-    "  2 distill ",
-    (" a teacher turns them into skills\n", MUTED),
-    ("s", KEY),
-    "  3 sft     ",
-    (" it learns from wins that used the skills\n", MUTED),
-    ("r", KEY),
-    "  4 rl      ",
-    (" it practises; what still fails becomes new skills\n", MUTED),
-    ("e", KEY),
-    "  evaluate  ",
-    (" success on games nobody learned from\n\n", MUTED),
-    ("?", KEY),
-    (" all keys   ", MUTED),
-    ("q", KEY),
-    (" quit", MUTED),
-)
+def _welcome() -> Content:
+    phases = (
+        ("c", "1 collect", "the agent plays"),
+        ("d", "2 distill", "episodes become skills"),
+        ("s", "3 sft", "it learns from wins"),
+        ("r", "4 rl", "it learns by practice"),
+        ("e", "evaluate", "on games nobody saw"),
+    )
+    lines = [
+        Content("Krill trains a language-model agent with skills, and shows how it goes."),
+        Content(""),
+        Content.assemble(("t", KEY), ("  train", "bold"), "  all four phases in turn"),
+        Content(""),
+        *(Content.assemble((key, KEY), f"  {name:<11}", (what, MUTED)) for key, name, what in phases),
+    ]
+    return Content("\n").join(lines)
+
+
+WELCOME = _welcome()
+"""What a newcomer reads on the first screen."""
 
 
 class EpisodeList(SearchableList):

@@ -48,7 +48,9 @@ class EvolutionLog(SearchableList):
 
     def title(self, state: RunState) -> Content:
         cycles = sum(line.kind == "evolved" for line in state.log)
-        return Content.assemble("Evolution", (f" {cycles} cycles" if cycles else "", MUTED))
+        return Content.assemble(
+            "Evolution", (f" {cycles} cycle{'s'[: cycles != 1]}" if cycles else "", MUTED)
+        )
 
     def stamp(self, state: RunState) -> object:
         last = state.log[-1].event.seq if state.log else 0

@@ -175,6 +175,11 @@ class LineList(ScrollView, can_focus=True):
 
     def on_resize(self) -> None:
         self.virtual_size = Size(self.scrollable_content_region.width, len(self.rows))
+        self._empty_strips = (-1, [])
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._empty_strips = (-1, [])
 
     def on_focus(self) -> None:
         self.refresh()
@@ -234,8 +239,13 @@ class LineList(ScrollView, can_focus=True):
 
     def _empty_line(self, y: int, width: int) -> Strip:
         if self._empty_strips[0] != width:
-            lines = Content("\n") + self._empty
-            strips = Visual.to_strips(self, lines, max(1, width), None, self.visual_style, pad=True)
+            style = self.visual_style
+            lines = [Content(""), *self._empty.wrap(max(1, width - 1))]
+            if len(lines) > self.size.height:
+                lines = [line for line in lines if line.plain.strip()]
+            strips = [
+                s for line in lines for s in Visual.to_strips(self, line, max(1, width), 1, style, pad=True)
+            ]
             self._empty_strips = (width, strips)
         strips = self._empty_strips[1]
         return strips[y] if y < len(strips) else Strip.blank(width, self.visual_style.rich_style)

@@ -50,8 +50,7 @@ class MetricList(SearchableList):
         )
 
     def title(self, state: RunState) -> Content:
-        steps = max((points[-1][0] for points in state.curves.values() if points), default=0)
-        return Content.assemble("Curves", (f" step {steps:.0f}" if steps else "", MUTED))
+        return Content.assemble("Curves", (f" {len(state.curves)} metrics" if state.curves else "", MUTED))
 
     def stamp(self, state: RunState) -> object:
         points = sum(map(len, state.curves.values()))
@@ -76,7 +75,7 @@ class MetricList(SearchableList):
         if isinstance(row.data, Evaluated):
             return self._result(row.data, width)
         mark = "" if self.chosen is None else ("● " if row.key in self.chosen else "○ ")
-        name_width = min(24, max(10, width // 2 - len(mark) - 3))
+        name_width = min(24, max(10, width // 2 - len(mark) - 1))
         name = one_line(row.key)
         if len(name) > name_width:
             name = "…" + name[-(name_width - 1) :]

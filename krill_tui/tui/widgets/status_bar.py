@@ -29,7 +29,7 @@ from krill_tui.tui.wording import (
 def fitted(parts: Sequence[tuple[int, Content]], width: int, gap: str = "  ") -> Content:
     """The parts in their order, without those of the highest rank until the rest fits."""
     kept = list(parts)
-    while len(kept) > 1 and sum(part.cell_length + len(gap) for _, part in kept) > width:
+    while len(kept) > 1 and sum(part.cell_length + len(gap) for _, part in kept) - len(gap) > width:
         kept.remove(max(kept, key=lambda ranked: ranked[0]))
     return Content(gap).join([part for _, part in kept])
 
@@ -59,11 +59,13 @@ def _identity(bridge: Bridge, width: int) -> Content:
     parts = [(0, Content.assemble(("krill ", KEY), (one_line(state.run) or bridge.source.label, "bold")))]
     if config:
         world = f"{setting(config, 'env', 'name')}/{setting(config, 'env', 'backend')}"
+        short = width < 130
+        policy, teacher = (("policy ", MUTED), ("teacher ", MUTED)) if width >= 100 else ("", "")
         parts += [
-            (2, Content(one_line(world))),
-            (3, Content.assemble(("preset ", MUTED), one_line(str(setting(config, "preset") or "?")))),
-            (1, Content.assemble(("policy ", MUTED), policy_words(config))),
-            (4, Content.assemble(("teacher ", MUTED), teacher_words(config))),
+            (3, Content(one_line(world))),
+            (4, Content.assemble(("preset ", MUTED), one_line(str(setting(config, "preset") or "?")))),
+            (1, Content.assemble(policy, policy_words(config, short=short))),
+            (2, Content.assemble(teacher, teacher_words(config, short=width < 100))),
         ]
         if state.worker:
             million = state.worker.parameters / 1e6
@@ -86,9 +88,9 @@ def _standing(bridge: Bridge) -> Content:
     """What goes on, in a sign and a word."""
     state = bridge.state
     if replay := bridge.replay:
-        return Content.styled("▶ replay" if replay.playing else "⏸ replay", KEY)
+        return Content.styled("▸ replay" if replay.playing else "‖ replay", KEY)
     if state.paused and bridge.running:
-        return Content.styled("⏸ paused", f"bold {WARN}")
+        return Content.styled("‖ paused", f"bold {WARN}")
     if bridge.running:
         return Content.styled("● running", f"bold {GOOD}")
     outcomes = {
