@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from krill_tui.engine.run_store import read_trajectory_lines
+from krill_tui.engine.episodes import read_trajectory_lines
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import JournalFollower, read_journal
 from krill_tui.skills.bank import SkillBank

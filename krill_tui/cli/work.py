@@ -71,7 +71,7 @@ def collect(
     def finish(session: Session) -> None:
         from krill_tui.skills.formats.trajectories import save_trajectories
 
-        collected = [t for t in session.store.trajectories() if t.purpose == "collect"]
+        collected = session.episodes.read("collect")
         save_trajectories(output, collected)
         print(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
 
@@ -213,8 +213,9 @@ async def _work(
         if display is Display.APP:
             from krill_tui.tui.app import KrillApp
 
-            await KrillApp(session, autostart=phases).run_async()
-            outcome = session.state.outcome or "cancelled"
+            app = KrillApp(session, autostart=phases)
+            await app.run_async()
+            outcome = "failed" if app.return_code else session.state.outcome or "cancelled"
         else:
             view = headless.make_view(display, session.state, sys.stderr if json_result else None)
             outcome = await headless.run_session(session, phases, view)

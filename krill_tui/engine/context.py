@@ -11,6 +11,7 @@ from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions
 from krill_tui.config.schema import KrillConfig
+from krill_tui.engine.episodes import EpisodeFile
 from krill_tui.engine.run_store import RunStore
 from krill_tui.engine.state import RunState
 from krill_tui.engine.tokens import TokenStore
@@ -41,8 +42,8 @@ class RunContext:
     teacher: Teacher
     gate: Gate
     tokens: TokenStore
-    finished: set[str]
-    """Ids of all episodes of the run that are written down."""
+    episodes: EpisodeFile
+    """Those that are finished."""
     worker: WorkerClient | None = None
     notes: set[str] = field(default_factory=set)
     """Notes that are said once a run."""
@@ -71,10 +72,6 @@ class RunContext:
         )
         return RolloutOptions(self.config.env.max_steps, self.prompt_options, sampling)
 
-    def trajectories(self, wanted: Callable[[Trajectory], bool]) -> list[Trajectory]:
-        """Finished episodes of the run, in the order they ended."""
-        return [trajectory for trajectory in self.store.trajectories() if wanted(trajectory)]
-
     async def select_skills(self, task: Task) -> tuple[tuple[Skill, ...], int]:
         """The skills of a prompt for this task; what is left out for want of room is said once."""
         selection = await self.retriever.select(task.description, task.category)
@@ -95,11 +92,11 @@ def make_specs(
 ) -> list[EpisodeSpec]:
     """One episode per task, named `<prefix>-<number>`; those already finished are left out."""
     owed = [(f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
-    owed = [(id_, task) for id_, task in owed if id_ not in ctx.finished]
+    owed = [(id_, task) for id_, task in owed if id_ not in ctx.episodes]
     return [
         EpisodeSpec(
             id=id_,
-            number=len(ctx.finished) + offset,
+            number=len(ctx.episodes) + offset,
             task=task,
             seed=derive_seed(ctx.config.seed, id_),
             purpose=purpose,
@@ -127,8 +124,7 @@ async def play(
     def finish(rollout: Rollout) -> None:
         if keep_tokens and rollout.tokens:
             ctx.tokens.append(keep_tokens, rollout.trajectory.id, rollout.tokens)
-        ctx.store.append_trajectory(rollout.trajectory)
-        ctx.finished.add(rollout.trajectory.id)
+        ctx.episodes.append(rollout.trajectory)
         ctx.bank.record_outcome(rollout.trajectory)
         ctx.emit(finished_event(rollout.trajectory))
         if on_finished:

@@ -64,7 +64,7 @@ async def collect(ctx: RunContext, plan: TaskPlan, policy: Policy) -> None:
         temperature=ctx.config.policy.temperature,
         on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
     )
-    collected = ctx.trajectories(lambda t: t.purpose == "collect")
+    collected = ctx.episodes.read("collect")
     overall, _ = success_rates(collected)
     log.finish(f"collected {len(collected)} episodes, {overall.wins} won ({overall.rate:.0%})")
 
@@ -98,8 +98,8 @@ async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog
     """The expert plays with the skills in view; only episodes that were won become demonstrations."""
     first_game = ctx.config.collect.episodes
     policy = demonstrator(ctx.source)
-    won = ctx.trajectories(lambda t: t.purpose == "demonstrate" and t.success)
-    played = ctx.trajectories(lambda t: t.purpose == "demonstrate")
+    played = ctx.episodes.read("demonstrate")
+    won = [t for t in played if t.success]
     log.advance(min(len(won), count))
 
     def finished(rollout: Rollout) -> None:
@@ -168,7 +168,7 @@ async def evaluate(
         temperature=ctx.config.policy.eval_temperature,
         on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
     )
-    played = ctx.trajectories(lambda t: t.id.startswith(f"{prefix}-"))
+    played = ctx.episodes.read("evaluate", prefix=f"{prefix}-")
     overall, categories = success_rates(played)
     ctx.emit(
         ev.Evaluated(

@@ -56,7 +56,7 @@ class Pipeline:
         await phases.collect(self.ctx, self.plan, await self._policy())
 
     async def _distill(self) -> None:
-        await phases.distill(self.ctx, self.ctx.trajectories(lambda t: t.purpose in ("collect", "")))
+        await phases.distill(self.ctx, [*self.ctx.episodes.read("collect"), *self.ctx.episodes.read("")])
 
     async def _sft(self) -> None:
         self._require_local("fine-tuned")

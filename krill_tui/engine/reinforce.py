@@ -55,12 +55,11 @@ async def grpo_step(
     name = f"rl-{step}"
     specs = _group_specs(ctx, plan.train(first_game, groups), step)
     kept = ctx.tokens.read(name)
-    owed = [spec for spec in specs if spec.id not in ctx.finished]
+    owed = [spec for spec in specs if spec.id not in ctx.episodes]
     await play(ctx, owed, policy, temperature=ctx.config.policy.temperature, keep_tokens=name)
     sampled = time.perf_counter() - began
     tokens = ctx.tokens.read(name) if owed or kept else {}
-    wanted = {spec.id for spec in specs}
-    played = {t.id: t for t in ctx.trajectories(lambda t: t.id in wanted)}
+    played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
     episodes: list[GrpoEpisode] = []
     returns: list[list[float]] = []
     for group in range(groups):
@@ -132,7 +131,7 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
     prefix = f"validate-{step}"
     specs = make_specs(ctx, tasks, prefix=prefix, purpose="validate")
     await play(ctx, specs, policy, temperature=ctx.config.policy.eval_temperature)
-    played = ctx.trajectories(lambda t: t.id.startswith(f"{prefix}-"))
+    played = ctx.episodes.read("validate", prefix=f"{prefix}-")
     overall, categories = success_rates(played)
     if not any(v.step == step for v in ctx.state.validations):
         ctx.emit(ev.Validated(step=step, overall=overall, categories=categories))
@@ -194,7 +193,7 @@ def _group_specs(ctx: RunContext, tasks: Sequence[Task], step: int) -> list[Epis
             specs.append(
                 EpisodeSpec(
                     id=id_,
-                    number=len(ctx.finished) + len(specs) + 1,
+                    number=len(ctx.episodes) + len(specs) + 1,
                     task=task,
                     seed=derive_seed(ctx.config.seed, id_),
                     purpose="rl",

@@ -15,19 +15,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from krill_tui import paths
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, UsageError
-from krill_tui.events.journal import truncate_torn_line
-from krill_tui.trajectory import Trajectory
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -108,9 +104,7 @@ class RunStore:
                 f"run '{path.name}' is being written by another process",
                 hint=f"watch it with: krill watch {path.name}",
             ) from None
-        store = cls(path, lock)
-        truncate_torn_line(store.trajectories_file)
-        return store
+        return cls(path, lock)
 
     @property
     def name(self) -> str:
@@ -156,30 +150,5 @@ class RunStore:
     def save_progress(self, progress: dict[str, Any]) -> None:
         write_atomic(self.path / "progress.json", json.dumps(progress, indent=1) + "\n")
 
-    def append_trajectory(self, trajectory: Trajectory) -> None:
-        with self.trajectories_file.open("ab", buffering=0) as file:
-            file.write(trajectory.model_dump_json().encode() + b"\n")
-
-    def trajectories(self) -> Iterator[Trajectory]:
-        return read_trajectory_lines(self.trajectories_file)
-
     def close(self) -> None:
         self._lock.release()
-
-
-def read_trajectory_lines(path: Path) -> Iterator[Trajectory]:
-    """Whole lines of a `trajectories.jsonl`, in order.
-
-    Raises:
-        DataError: a whole line is no trajectory; names the line.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield Trajectory.model_validate_json(line)
-            except ValidationError:
-                raise DataError(f"{path}: line {number} is not a trajectory of this version") from None

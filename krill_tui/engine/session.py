@@ -14,6 +14,7 @@ from krill_tui.config.load import public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import build
 from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
+from krill_tui.engine.episodes import EpisodeFile
 from krill_tui.engine.pipeline import TRAIN, Pipeline
 from krill_tui.engine.report import write_report
 from krill_tui.engine.run_store import RunStore, run_path
@@ -22,10 +23,11 @@ from krill_tui.engine.tokens import TokenStore
 from krill_tui.errors import KrillError, UsageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
-from krill_tui.events.journal import Journal, read_journal
+from krill_tui.events.journal import Journal
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
 from krill_tui.skills.retrieval import RetrievalOptions, Retriever
+from krill_tui.trajectory import Trajectory
 
 WORKER_RESTARTS = 3
 """Times a dead model worker is started again within one launch."""
@@ -65,13 +67,18 @@ class Session:
         try:
             state = RunState()
             resumed = store.events_file.exists()
-            journal = Journal(store.events_file)
-            if resumed:
-                for event in read_journal(store.events_file):
-                    state.apply(event)
+            journal = Journal(store.events_file, on_read=state.apply)
             bus = EventBus(journal)
             bus.subscribe(state.apply)
             skill_bank = SkillBank.open(store.bank_file)
+            unsaid: list[ev.EpisodeFinished] = []
+
+            def read(trajectory: Trajectory) -> None:
+                skill_bank.record_outcome(trajectory)
+                if trajectory.purpose and trajectory.id not in state.finished_ids:
+                    unsaid.append(finished_event(trajectory))
+
+            skill_bank.forget_outcomes()
             embedder = build.build_embedder(config)
             retrieval = config.skill_retrieval
             options = RetrievalOptions(
@@ -93,7 +100,7 @@ class Session:
                 teacher=build.build_teacher(config, store),
                 gate=Gate(),
                 tokens=TokenStore(store.path / "tokens"),
-                finished={t.id for t in store.trajectories()},
+                episodes=EpisodeFile(store.trajectories_file, on_read=read),
             )
             store.save_config(config)
             ctx.emit(
@@ -105,7 +112,9 @@ class Session:
                     resumed=resumed,
                 )
             )
-            _mend(ctx)
+            for event in unsaid:
+                ctx.emit(event)
+            sync_bank_events(ctx)
             if bank:
                 _import_bank(ctx, bank)
             if trajectories:
@@ -130,6 +139,11 @@ class Session:
     @property
     def config(self) -> KrillConfig:
         return self._ctx.config
+
+    @property
+    def episodes(self) -> EpisodeFile:
+        """The finished episodes of the run."""
+        return self._ctx.episodes
 
     @property
     def bank(self) -> SkillBank:
@@ -189,6 +203,7 @@ class Session:
         await self._ctx.teacher.close()
         self._ctx.bank.close()
         self._journal.close()
+        self._ctx.episodes.close()
         self.store.close()
 
     async def _run(self, stages: Sequence[str], *, resume: bool) -> Outcome:
@@ -303,16 +318,6 @@ class Session:
         return f"undone: last change of {change.skill_id}"
 
 
-def _mend(ctx: RunContext) -> None:
-    """Say what is written down and was never said, because a kill came in between."""
-    ctx.bank.recount(ctx.store.trajectories())
-    said = ctx.state.finished_ids
-    for trajectory in ctx.store.trajectories():
-        if trajectory.purpose and trajectory.id not in said:
-            ctx.emit(finished_event(trajectory))
-    sync_bank_events(ctx)
-
-
 def _import_bank(ctx: RunContext, path: Path) -> None:
     from krill_tui.skills.formats.banks import load_bank
 
@@ -328,8 +333,7 @@ def _import_bank(ctx: RunContext, path: Path) -> None:
 def _import_trajectories(ctx: RunContext, path: Path) -> None:
     from krill_tui.skills.formats.trajectories import load_trajectories
 
-    new = [t for t in load_trajectories(path) if t.id not in ctx.finished]
+    new = [t for t in load_trajectories(path) if t.id not in ctx.episodes]
     for trajectory in new:
-        ctx.store.append_trajectory(trajectory.model_copy(update={"purpose": ""}))
-        ctx.finished.add(trajectory.id)
+        ctx.episodes.append(trajectory.model_copy(update={"purpose": ""}))
     ctx.note(f"{len(new)} trajectories taken over from {path.name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,13 +15,16 @@ from krill_tui.events.schema import BaseEvent, Event, event_adapter
 class Journal:
     """Appends to `events.jsonl`. A torn last line (killed while writing) is cut off on opening."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_read: Callable[[Event], None] | None = None) -> None:
+        """Open the file; `on_read` sees every event that is already there."""
         self.path = path
         self.last_seq = 0
         truncate_torn_line(path)
         if path.exists():
             for event in read_journal(path):
                 self.last_seq = event.seq
+                if on_read:
+                    on_read(event)
         self._file = path.open("ab", buffering=0)
 
     def append(self, event: BaseEvent) -> None:
@@ -71,7 +74,8 @@ def read_journal(path: Path) -> Iterator[Event]:
 class JournalFollower:
     """Reads a journal that another process is still writing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_read: Callable[[Event], None] | None = None) -> None:
+        """Open the file; `on_read` sees every event that is already there."""
         self.path = path
         self._offset = 0
         self._line = 0

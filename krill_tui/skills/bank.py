@@ -22,7 +22,7 @@ from krill_tui.trajectory import Record, StopReason, Trajectory
 HAND = "hand"
 """Author of changes that a person made."""
 
-_OUTCOMES_PER_WRITE = 16
+_OUTCOMES_PER_WRITE = 256
 
 ChangeKind = Literal["add", "refine", "edit", "status", "undo"]
 
@@ -254,12 +254,6 @@ class SkillBank:
 
         An episode that was cancelled or broke counts as injected, neither won nor lost.
         """
-        self._count(trajectory)
-        self._outcomes += 1
-        if self._outcomes >= _OUTCOMES_PER_WRITE:
-            self._commit()
-
-    def _count(self, trajectory: Trajectory) -> None:
         judged = trajectory.stop_reason not in (StopReason.CANCELLED, StopReason.ERROR)
         for skill_id in trajectory.skills:
             skill = self._skills.get(skill_id)
@@ -273,16 +267,16 @@ class SkillBank:
             )
             self._skills[skill_id] = skill.model_copy(update={"stats": stats})
             self._dirty.add(skill_id)
+        self._outcomes += 1
+        if self._outcomes >= _OUTCOMES_PER_WRITE:
+            self._commit()
 
-    def recount(self, trajectories: Iterable[Trajectory]) -> None:
-        """Count all episodes of a run anew: what was not written when a run was killed is not lost."""
-        counted = {skill_id: skill.stats for skill_id, skill in self._skills.items()}
+    def forget_outcomes(self) -> None:
+        """Set all counts to 0, in memory: for counting a run's episodes anew after a kill."""
         for skill_id, skill in self._skills.items():
-            self._skills[skill_id] = skill.model_copy(update={"stats": SkillStats()})
-        for trajectory in trajectories:
-            self._count(trajectory)
-        self._dirty |= {i for i, skill in self._skills.items() if skill.stats != counted[i]}
-        self.flush()
+            if skill.stats != SkillStats():
+                self._skills[skill_id] = skill.model_copy(update={"stats": SkillStats()})
+                self._dirty.add(skill_id)
 
     def flush(self) -> None:
         """Write counts that are not on disk yet."""
