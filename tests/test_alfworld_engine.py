@@ -14,7 +14,7 @@ from krill_tui.envs.alfworld.engine import AlfworldGame
 from krill_tui.envs.alfworld.problem import load_game
 from krill_tui.envs.alfworld.worlds import build_world
 from krill_tui.errors import EnvironmentFailure
-from tests.alfworld_games import COMMA, domain, grammar, write_game
+from tests.alfworld_games import COMMA, PROBLEM, domain, grammar, write_game
 
 HEAT_THE_MUG = [
     "go to cabinet 2",
@@ -190,6 +190,13 @@ def test_a_comma_in_the_domain_decides_whether_things_are_examined_where_they_li
     assert mended != domain()
     said = play(write_game(tmp_path, pddl_domain=mended), *commands)
     assert said[-1] == "There's nothing special about apple 1."
+
+
+def test_a_game_can_start_with_something_in_hand(tmp_path: Path) -> None:
+    held = PROBLEM.replace(
+        "(inReceptacle Mug_bar_1 Cabinet_bar_1)", "(holds agent1 Mug_bar_1) (holdsAny agent1)"
+    )
+    assert play(write_game(tmp_path, pddl_problem=held), "inventory")[1] == "You are carrying: a mug 1."
 
 
 def test_a_step_before_the_reset_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class State:
     def __init__(self, game: GameData) -> None:
         self.game = game
         self.location = game.start_location
-        self.held = -1
+        self.held = game.held
         """The object in the agent's hands, -1 for none."""
         self.contents = [list(inside) for inside in game.contents]
         """By receptacle: the objects in it, ascending."""

@@ -10,6 +10,9 @@ from krill_tui.envs.alfworld import text, worlds
 from krill_tui.envs.alfworld.text import STATION, TaskGoal, object_type
 from krill_tui.envs.base import StepResult
 
+ExpertHints = Mapping[str, Sequence[str]]
+"""Object type -> receptacle types to search first, best first."""
+
 _CLOSED_KINDS = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
 _RARE = 0.003
 """Chance given to a place where the dataset never keeps a thing."""
@@ -36,7 +39,7 @@ class AlfworldExpert:
     first) it searches the hinted places before all others.
     """
 
-    def __init__(self, hints: Mapping[str, Sequence[str]] | None = None, rng: Random | None = None) -> None:
+    def __init__(self, hints: ExpertHints | None = None, rng: Random | None = None) -> None:
         self._hints = hints or {}
         self._rng = rng
         self.last_hint: str | None = None

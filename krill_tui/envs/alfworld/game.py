@@ -94,6 +94,8 @@ class GameData:
     opened: frozenset[int] = frozenset()
     states: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """`facts.OBJECT_STATES`: the objects in it at the start."""
+    held: int = -1
+    """The object in the agent's hands at the start, -1 for none."""
     agent_name: str = "agent1 "
     commands: dict[Move, str] = field(default_factory=dict, compare=False, repr=False)
     """Cache of rendered commands."""

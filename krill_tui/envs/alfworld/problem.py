@@ -136,6 +136,7 @@ def assemble(rules: Rules, grammar: Grammar, task: str, facts: Facts, goal: Expr
         object_at=frozenset((objects[o], locations[place]) for o, place in facts["objectatlocation"]),
         opened=frozenset(receptacles[r] for r, _ in facts["opened"]),
         states={name: frozenset(objects[o] for o, _ in facts[name]) for name in OBJECT_STATES},
+        held=next((objects[o] for _, o in sorted(facts["holds"])), -1),
         agent_name=names[ids["agent"][0]],
     )
     clauses = compile_goal(goal, game)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from random import Random
 
 from krill_tui.envs.alfworld import text, worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
-from krill_tui.envs.alfworld.expert import AlfworldExpert
+from krill_tui.envs.alfworld.expert import AlfworldExpert, ExpertHints
 from krill_tui.envs.alfworld.game import GameData
 from krill_tui.envs.alfworld.problem import load_game
 from krill_tui.envs.alfworld.worlds import SPLITS, WorldSize
@@ -78,7 +78,7 @@ class BuiltinSource:
         game, _ = worlds.build_world(size, split, seed, index)
         return AlfworldEnvironment(task, game)
 
-    def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+    def expert(self, hints: ExpertHints | None = None) -> AlfworldExpert:
         return AlfworldExpert(hints)
 
     def content_hash(self) -> str:
@@ -114,7 +114,7 @@ class GamesSource:
                 f"there is no folder {data_dir}", hint="set ALFWORLD_DATA, or pass --game with a game file"
             )
         self._games = {
-            folder.name: sorted(str(path.relative_to(self.root)) for path in folder.rglob(GAME_FILE))
+            folder.name: sorted(str(path.relative_to(self.root)) for path in folder.glob(f"*/*/{GAME_FILE}"))
             for folder in sorted(self.root.iterdir())
             if folder.is_dir()
         }
@@ -160,7 +160,7 @@ class GamesSource:
             raise DataError(f"the game '{task.ref}' lies outside {self.root}")
         return AlfworldEnvironment(task, _load(path, path.stat().st_mtime_ns if path.exists() else 0))
 
-    def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> AlfworldExpert:
+    def expert(self, hints: ExpertHints | None = None) -> AlfworldExpert:
         return AlfworldExpert(hints)
 
     def content_hash(self) -> str:
