@@ -37,7 +37,12 @@ class Gate:
         return False
 
     async def wait(self) -> None:
-        """Return at once while open, else when released."""
+        """Let others run, then return while open, else when released.
+
+        Programs as policies and worlds in process never wait for anything: without a turn of the event loop here
+        nobody could pause, cancel or draw.
+        """
+        await asyncio.sleep(0)
         if self._open.is_set():
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

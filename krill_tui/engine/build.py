@@ -17,6 +17,7 @@ from krill_tui.models.base import ChatModel, Embedder, Policy
 from krill_tui.models.builtin_embedder import BuiltinEmbedder
 from krill_tui.models.remembering import RememberingChat
 from krill_tui.skills.builtin_teacher import BuiltinTeacher
+from krill_tui.skills.retrieval import RetrievalOptions
 from krill_tui.skills.teacher import Teacher
 from krill_tui.trajectory import Task
 
@@ -49,6 +50,17 @@ def build_embedder(config: KrillConfig) -> Embedder:
 
     model = config.model
     return OpenAIEmbedder(model.embedding_api_base, model.embedding_model_id, model.embedding_api_key)
+
+
+def retrieval_options(config: KrillConfig) -> RetrievalOptions:
+    retrieval = config.skill_retrieval
+    return RetrievalOptions(
+        mode=retrieval.mode,
+        top_k=retrieval.top_k,
+        threshold=retrieval.similarity_threshold,
+        general_top_k=retrieval.general_top_k,
+        token_budget=retrieval.token_budget,
+    )
 
 
 def build_teacher(config: KrillConfig, store: RunStore) -> Teacher:

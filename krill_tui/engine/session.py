@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
-from krill_tui.skills.retrieval import RetrievalOptions, Retriever
+from krill_tui.skills.retrieval import Retriever
 from krill_tui.trajectory import Trajectory
 
 WORKER_RESTARTS = 3
@@ -39,9 +40,9 @@ Outcome = Literal["completed", "cancelled", "failed"]
 class Session:
     """A run opened for work by one process. Phases run in a task the session owns."""
 
-    def __init__(self, ctx: RunContext, journal: Journal) -> None:
+    def __init__(self, ctx: RunContext, held: ExitStack) -> None:
         self._ctx = ctx
-        self._journal = journal
+        self._held = held
         self._pipeline = Pipeline(ctx)
         self._task: asyncio.Task[Outcome] | None = None
         self._outcome: Outcome = "completed"
@@ -62,67 +63,13 @@ class Session:
             RunLockedError: another process writes to this run.
             DataError, UsageError: a file or the games cannot be used.
         """
-        source = build.build_source(config)
-        store = RunStore.open(run_path(name))
-        try:
-            state = RunState()
-            resumed = store.events_file.exists()
-            journal = Journal(store.events_file, on_read=state.apply)
-            bus = EventBus(journal)
-            bus.subscribe(state.apply)
-            skill_bank = SkillBank.open(store.bank_file)
-            unsaid: list[ev.EpisodeFinished] = []
-
-            def read(trajectory: Trajectory) -> None:
-                skill_bank.record_outcome(trajectory)
-                if trajectory.purpose and trajectory.id not in state.finished_ids:
-                    unsaid.append(finished_event(trajectory))
-
-            skill_bank.forget_outcomes()
-            embedder = build.build_embedder(config)
-            retrieval = config.skill_retrieval
-            options = RetrievalOptions(
-                mode=retrieval.mode,
-                top_k=retrieval.top_k,
-                threshold=retrieval.similarity_threshold,
-                general_top_k=retrieval.general_top_k,
-                token_budget=retrieval.token_budget,
-            )
-            ctx = RunContext(
-                config=config,
-                store=store,
-                bus=bus,
-                state=state,
-                source=source,
-                bank=skill_bank,
-                retriever=Retriever(skill_bank, embedder, options),
-                embedder=embedder,
-                teacher=build.build_teacher(config, store),
-                gate=Gate(),
-                tokens=TokenStore(store.path / "tokens"),
-                episodes=EpisodeFile(store.trajectories_file, on_read=read),
-            )
-            store.save_config(config)
-            ctx.emit(
-                ev.RunStarted(
-                    run=store.name,
-                    config=public_dict(config),
-                    code=version("krill-tui"),
-                    data=source.content_hash(),
-                    resumed=resumed,
-                )
-            )
-            for event in unsaid:
-                ctx.emit(event)
-            sync_bank_events(ctx)
+        with ExitStack() as held:
+            ctx = _open_context(name, config, held)
             if bank:
                 _import_bank(ctx, bank)
             if trajectories:
                 _import_trajectories(ctx, trajectories)
-            return cls(ctx, journal)
-        except BaseException:
-            store.close()
-            raise
+            return cls(ctx, held.pop_all())
 
     @property
     def state(self) -> RunState:
@@ -201,10 +148,7 @@ class Session:
         await self.cancel()
         await self._pipeline.trainer.close()
         await self._ctx.teacher.close()
-        self._ctx.bank.close()
-        self._journal.close()
-        self._ctx.episodes.close()
-        self.store.close()
+        self._held.close()
 
     async def _run(self, stages: Sequence[str], *, resume: bool) -> Outcome:
         outcome: Outcome = "completed"
@@ -316,6 +260,57 @@ class Session:
         change = self.bank.undo(HAND)
         sync_bank_events(self._ctx)
         return f"undone: last change of {change.skill_id}"
+
+
+def _open_context(name: str, config: KrillConfig, held: ExitStack) -> RunContext:
+    """Open the files of a run, read what is there, and say what a kill left unsaid; `held` closes them again."""
+    source = build.build_source(config)
+    store = RunStore.open(run_path(name))
+    held.callback(store.close)
+    state = RunState()
+    resumed = store.events_file.exists()
+    journal = held.enter_context(closing(Journal(store.events_file, on_read=state.apply)))
+    bus = EventBus(journal)
+    bus.subscribe(state.apply)
+    bank = held.enter_context(closing(SkillBank.open(store.bank_file)))
+    bank.forget_outcomes()
+    unsaid: list[ev.EpisodeFinished] = []
+
+    def read(trajectory: Trajectory) -> None:
+        bank.record_outcome(trajectory)
+        if trajectory.purpose and trajectory.id not in state.finished_ids:
+            unsaid.append(finished_event(trajectory))
+
+    episodes = held.enter_context(closing(EpisodeFile(store.trajectories_file, on_read=read)))
+    embedder = build.build_embedder(config)
+    ctx = RunContext(
+        config=config,
+        store=store,
+        bus=bus,
+        state=state,
+        source=source,
+        bank=bank,
+        retriever=Retriever(bank, embedder, build.retrieval_options(config)),
+        embedder=embedder,
+        teacher=build.build_teacher(config, store),
+        gate=Gate(),
+        tokens=TokenStore(store.path / "tokens"),
+        episodes=episodes,
+    )
+    store.save_config(config)
+    ctx.emit(
+        ev.RunStarted(
+            run=store.name,
+            config=public_dict(config),
+            code=version("krill-tui"),
+            data=source.content_hash(),
+            resumed=resumed,
+        )
+    )
+    for event in unsaid:
+        ctx.emit(event)
+    sync_bank_events(ctx)
+    return ctx
 
 
 def _import_bank(ctx: RunContext, path: Path) -> None:
