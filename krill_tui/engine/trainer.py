@@ -124,6 +124,7 @@ class Trainer:
         if folder and not (Path(folder) / "manifest.json").exists():
             raise UsageError(f"{folder}: holds no checkpoint of Krill")
         model = policy_model(ctx.config)
+        ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(log=ctx.store.worker_log)
         worker = self._worker()
