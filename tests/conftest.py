@@ -60,3 +60,11 @@ def games_dir(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         members = (m for m in tar if m.name.removeprefix("./").startswith("json_2.1.1/valid_seen/"))
         tar.extractall(root, members=members, filter="data")
     yield root
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of some thousand parameters with its tokenizer, as a Hugging Face folder."""
+    from tests.tiny_model import build_tiny_model
+
+    return build_tiny_model(tmp_path_factory.mktemp("tiny-model"))

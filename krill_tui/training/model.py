@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -154,6 +155,9 @@ def load_model(folder: str, settings: ModelSettings) -> PolicyModel:
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"cannot load the model {folder}: {reason}") from error
+    if device == "cpu":
+        # Without this transformers copies grouped keys and values for every head whenever there is a mask.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(base.config, scaling, None) not in (None, 1, 1.0):
             raise ModelError(f"{folder} rescales its logits ({scaling}), which the trainer does not support")
