@@ -58,7 +58,7 @@ class KrillApp(App[None]):
 
     async def on_mount(self) -> None:
         self.bridge.start()
-        self.set_interval(REDRAW_SECONDS, self._redraw)
+        self.set_interval(REDRAW_SECONDS, self.redraw)
         if self.session and self.autostart:
             self.launch(self.autostart)
 
@@ -87,7 +87,8 @@ class KrillApp(App[None]):
                 f"{'done' if outcome == 'completed' else outcome}: {session.store.name}", markup=False
             )
 
-    def _redraw(self) -> None:
+    def redraw(self) -> None:
+        """Draw the screen in view if anything changed; others are drawn when they are shown."""
         if self.bridge.take_dirty():
             for screen in reversed(self.screen_stack):
                 if isinstance(screen, KrillScreen):
@@ -107,7 +108,7 @@ class KrillApp(App[None]):
         while len(self.screen_stack) > 1:
             await self.pop_screen()
         await self.bridge.switch(source)
-        self._redraw()
+        self.redraw()
 
     def action_help(self) -> None:
         if isinstance(self.screen, KrillScreen):

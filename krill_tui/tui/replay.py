@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import fields, replace
 from pathlib import Path
 
 from krill_tui.engine.state import RunState
@@ -22,17 +23,10 @@ TICK = 0.1
 
 def copy_state(state: RunState) -> RunState:
     """A state that can go on apart from `state`; what no event changes any more is shared."""
-    copied = replace(
-        state,
-        live={key: replace(view, steps=list(view.steps)) for key, view in state.live.items()},
-        finished=state.finished.copy(),
-        skills=dict(state.skills),
-        curves={name: list(points) for name, points in state.curves.items()},
-        log=state.log.copy(),
-        evaluations=dict(state.evaluations),
-        validations=list(state.validations),
-        phases=[replace(phase) for phase in state.phases],
-    )
+    copied = replace(state, **{f.name: copy(getattr(state, f.name)) for f in fields(state)})
+    copied.live = {key: replace(view, steps=list(view.steps)) for key, view in state.live.items()}
+    copied.curves = {name: list(points) for name, points in state.curves.items()}
+    copied.phases = [replace(phase) for phase in state.phases]
     copied.phase = copied.phases[-1] if copied.phases else None
     return copied
 

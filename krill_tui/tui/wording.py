@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from textual.content import Content
@@ -49,7 +50,9 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float) -> str:
-    """A metric's value in at most seven characters."""
+    """A metric's value in at most eight characters."""
+    if not isfinite(value):
+        return str(value)
     if value == int(value) and abs(value) < 100_000:
         return str(int(value))
     if 0.001 <= abs(value) < 10_000:
@@ -71,7 +74,7 @@ def bar(fraction: float, width: int) -> str:
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """The course of `values` in at most `width` cells; each cell is the mean of its share."""
-    finite = [v for v in values if v == v and abs(v) != float("inf")]
+    finite = [v for v in values if isfinite(v)]
     if not finite or width <= 0:
         return ""
     cells = min(width, len(finite))

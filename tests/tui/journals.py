@@ -54,6 +54,10 @@ class Script:
         self.now += seconds
         self.bus.emit(event)
 
+    def close(self) -> None:
+        if self.journal:
+            self.journal.close()
+
     def open(self, run: str = "swift-otter") -> None:
         self.emit(ev.RunStarted(run=run, config=CONFIG, code="0.1.0"), seconds=0)
 

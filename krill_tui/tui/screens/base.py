@@ -12,7 +12,9 @@ from krill_tui.tui.bridge import Bridge
 from krill_tui.tui.widgets.key_footer import KeyFooter
 from krill_tui.tui.widgets.status_bar import StatusBar
 
-RUN_ACTIONS = frozenset({"pause", "step_once", "cancel"})
+WIDTHS = [(0, "-tiny"), (60, "-narrow"), (100, "-normal")]
+HEIGHTS = [(0, "-short"), (16, "-medium")]
+"""From so many columns, or lines, on a screen has this class."""
 REPLAY_ACTIONS = frozenset({"seek", "seek_start", "seek_end", "speed"})
 
 
@@ -22,8 +24,8 @@ class KrillScreen(Screen[None]):
     SCOPES: ClassVar[tuple[keys.Scope, ...]] = ("screen", "app")
     """Scopes of its keys, its own first: what footer and help show."""
     BINDINGS = keys.bindings("screen")
-    HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-tiny"), (60, "-narrow"), (100, "-normal")]
-    VERTICAL_BREAKPOINTS: ClassVar = [(0, "-short"), (16, "-medium")]
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__()

@@ -90,7 +90,13 @@ class DashboardScreen(RunScreen):
             pane.draw(self.bridge.state)
 
     def on_resize(self, event: events.Resize) -> None:
-        self.call_after_refresh(self.draw)
+        self.call_after_refresh(self._settle)
+
+    def _settle(self) -> None:
+        """After the layout: the current pane may be the only one there is room for."""
+        if self.focused is None:
+            self.current_pane.focus_list()
+        self.draw()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
         pane = next((p for p in self.panes if event.widget in p.walk_children()), None)
@@ -105,7 +111,7 @@ class DashboardScreen(RunScreen):
 
     def action_maximise_pane(self) -> None:
         self.query_one("#panes").toggle_class("-one")
-        self.call_after_refresh(self.draw)
+        self.call_after_refresh(self._settle)
 
     def action_search(self) -> None:
         self.current_pane.open_search()

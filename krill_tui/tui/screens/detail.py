@@ -17,38 +17,46 @@ from krill_tui.tui.plain import one_line, plain
 from krill_tui.tui.wording import HEADING, MUTED, percent
 
 _HIDDEN = {"kind", "seq", "time"}
+NAME_COLUMN = 14
+INLINE = 70
+"""Cells up to which a value stands beside its name."""
 
 
 def event_text(event: Event) -> Content:
-    """Every field of an event under its name, long texts whole, nothing taken for markup."""
+    """Every field of an event after its name, long texts whole, nothing taken for markup."""
     parts: list[Content] = []
     for name in type(event).model_fields:
         value = getattr(event, name)
         if name in _HIDDEN or value in ("", (), {}, None):
             continue
-        parts.append(Content.assemble((name.replace("_", " "), HEADING), "\n", *_lines(value), "\n"))
-    return Content("\n").join(parts)
+        lines = _lines(value)
+        heading = Content.styled(name.replace("_", " "), HEADING)
+        if len(lines) == 1 and lines[0].cell_length < INLINE:
+            parts.append(
+                Content.assemble(heading.pad_right(max(1, NAME_COLUMN - heading.cell_length)), lines[0])
+            )
+        else:
+            parts.append(Content("\n").join([heading, *lines]))
+    return Content("\n\n").join(parts)
 
 
 def _lines(value: object) -> list[Content]:
     if isinstance(value, Rate):
-        return [Content(f"{percent(value)}  {value.wins} of {value.episodes}\n")]
+        return [Content(f"{percent(value)}  {value.wins} of {value.episodes}")]
     if isinstance(value, dict):
         return [
-            Content.assemble((f"{one_line(str(key)):<12} ", MUTED), *_lines(item))
+            Content.assemble(
+                (f"{one_line(str(key)):<{NAME_COLUMN}}", MUTED), Content("\n").join(_lines(item))
+            )
             for key, item in value.items()
         ]
     if isinstance(value, tuple | list):
         return [line for item in value for line in _lines(item)]
     if isinstance(value, Skill | SkillProposal):
-        words = [
-            value.name,
-            value.principle,
-            value.when_to_apply and f"when: {value.when_to_apply}",
-            value.tier,
-        ]
-        return [Content(plain("\n".join(word for word in words if word)) + "\n")]
-    return [Content(plain(str(value)).rstrip() + "\n")]
+        when = value.when_to_apply and f"when: {value.when_to_apply}"
+        words = [f"{value.name} ({value.tier})", value.principle, when]
+        return [Content(plain(word)) for word in words if word]
+    return [Content(plain(str(value)).strip())]
 
 
 class DetailScreen(ModalScreen[None]):

@@ -104,15 +104,15 @@ class RunList(SearchableList):
         world = f"{setting(run.config, 'env', 'name') or '?'}/{setting(run.config, 'env', 'backend') or '?'}"
         return Content.assemble(
             ("● " if current else "  ", GOOD),
-            (f"{one_line(run.name, limit=28):<29}", "bold"),
+            (f"{one_line(run.name, limit=24):<25}", "bold"),
             (f"{self.clock(run.changed):<18}", MUTED),
             (
                 f"{'✔ ' if run.last == 'completed' else '  '}{run.last:<12}",
                 GOOD if run.last == "completed" else "",
             ),
             f"{one_line(world, limit=20):<20}",
-            (f"{policy_words(run.config, short=True) if run.config else '?':<28}", MUTED),
-            (f"{run.megabytes:8.1f} MB", MUTED),
+            (f"{policy_words(run.config, short=True) if run.config else '?':<24}", MUTED),
+            (f"{run.megabytes:6.1f} MB", MUTED),
         )
 
 

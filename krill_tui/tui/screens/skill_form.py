@@ -44,15 +44,17 @@ class SkillForm(ModalScreen[SkillDraft | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -form"):
             yield Static(self.heading, classes="dialog-title", markup=False)
-            yield Label("Name")
-            yield Input(plain(self.draft.name), id="name", compact=True, max_length=200)
+            yield Label("Name", id="name-label")
+            yield Input(
+                plain(self.draft.name), id="name", select_on_focus=False, compact=True, max_length=200
+            )
             yield Label("Principle: what to do")
             area = TextArea(plain(self.draft.principle), id="principle", tab_behavior="focus", compact=True)
             area.cursor_blink = False
             yield area
             yield Label("When to apply")
             yield Input(plain(self.draft.when_to_apply), id="when", compact=True, max_length=500)
-            yield Label(Content(f"Tier: {', '.join(map(one_line, self.tiers))} or a new category"))
+            yield Label(Content(f"Tier: {' '.join(map(one_line, self.tiers))}, or another category"))
             yield Input(plain(self.draft.tier), id="tier", compact=True, max_length=60)
             yield Static("", id="form-problem", markup=False)
             with Horizontal(classes="dialog-buttons"):

@@ -19,11 +19,16 @@ class KeyFooter(Static):
         super().__init__("", markup=False)
         self.scopes = scopes
         self.when: When = "idle"
+        self._drawn: tuple[When, int] | None = None
         self._places: list[tuple[int, int, Key]] = []
 
     def draw(self, when: When) -> None:
+        """Offer the keys of this moment."""
+        if (when, self.size.width) == self._drawn:
+            return
         self.when = when
-        width = max(1, self.size.width - 2)
+        self._drawn = (when, self.size.width)
+        width = max(1, self.size.width + 2)  # the last gap may fall off
         chosen = footer_keys(self.scopes, when)
         while len(chosen) > 1 and sum(len(_shown(key)) + len(key.label) + 3 for key in chosen) > width:
             chosen.remove(max(reversed(chosen), key=lambda key: key.footer))
@@ -33,7 +38,7 @@ class KeyFooter(Static):
             content += Content.assemble((_shown(key), "bold $primary"), (f" {key.label}", MUTED))
             self._places.append((start, content.cell_length, key))
             content += "  "
-        self.update(content)
+        self.update(content, layout=False)
 
     def on_resize(self) -> None:
         self.draw(self.when)

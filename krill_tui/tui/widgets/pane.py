@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
@@ -22,6 +20,7 @@ class SearchableList(LineList):
     def __init__(self, *, id: str | None = None, follow: bool = False) -> None:
         super().__init__(id=id, follow=follow)
         self.query_text = ""
+        self._drawn: object = None
 
     def title(self, state: RunState) -> Content:
         """What the frame around it says."""
@@ -34,19 +33,23 @@ class SearchableList(LineList):
         """Equal stamps mean equal rows: nothing is made again."""
         return object()
 
-    def draw(self, state: RunState) -> None:
-        """Take the state in."""
+    def draw(self, state: RunState) -> bool:
+        """Take the state in; False when nothing of it changed here."""
         stamp = (self.stamp(state), self.query_text)
-        if stamp != getattr(self, "_drawn", None):
-            self._drawn: Any = stamp
-            self.set_rows(self.make_rows(state))
+        if stamp == self._drawn:
+            return False
+        self._drawn = stamp
+        self.set_rows(self.make_rows(state))
+        return True
+
+    def first_hit(self) -> str | None:
+        """Key of the row a search goes to."""
+        return next((row.key for row in self.rows if row.pick), None)
 
     def matches(self, *texts: str) -> bool:
         """Whether every word of the query is in one of the texts."""
-        if not self.query_text:
-            return True
-        hay = "\n".join(texts).casefold()
-        return all(word in hay for word in self.query_text.casefold().split())
+        words = self.query_text.casefold().split()
+        return all(any(word in text.casefold() for text in texts) for word in words)
 
 
 class Pane(Vertical):
@@ -87,9 +90,10 @@ class Pane(Vertical):
         self.state = state
         if not self.display or not self.is_attached:
             return
-        self.list.draw(state)
-        title = self.list.title(state)
-        self.border_title = Content.assemble((f"{self.number} ", "$primary"), title) if self.number else title  # pyright: ignore[reportAttributeAccessIssue]
+        if self.list.draw(state):
+            title = self.list.title(state)
+            number = Content.styled(f"{self.number} " if self.number else "", "$primary")
+            self.border_title = number + title  # pyright: ignore[reportAttributeAccessIssue]
 
     def focus_list(self) -> None:
         self.list.focus()
@@ -120,3 +124,5 @@ class Pane(Vertical):
         if query != self.list.query_text:
             self.list.query_text = query
             self.draw(self.state)
+            if query and (key := self.list.first_hit()):
+                self.list.select(key)

@@ -20,6 +20,7 @@ class SkillTree(SearchableList):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._shut: set[str] = set()
+        self._searched: dict[str, tuple[Skill, str]] = {}
         self.empty = Content.assemble(
             "No skills yet.\n\n",
             ("d", KEY),
@@ -42,7 +43,7 @@ class SkillTree(SearchableList):
     def make_rows(self, state: RunState) -> list[Row]:
         tiers: dict[str, list[Skill]] = {}
         for skill in state.skills.values():
-            if self.matches(skill.id, skill.name, skill.principle, skill.tier):
+            if not self.query_text or self.matches(self._words(skill)):
                 tiers.setdefault(skill.tier, []).append(skill)
         rows: list[Row] = []
         for tier in sorted(tiers, key=lambda name: (name != GENERAL, name)):
@@ -51,6 +52,17 @@ class SkillTree(SearchableList):
             if not shut:
                 rows += [Row(skill.id, skill) for skill in tiers[tier]]
         return rows
+
+    def _words(self, skill: Skill) -> str:
+        """What a search looks in; made once a skill, for a bank may hold 100,000."""
+        known = self._searched.get(skill.id)
+        if known is None or known[0] is not skill:
+            words = f"{skill.id}\n{skill.name}\n{skill.principle}\n{skill.tier}".casefold()
+            known = self._searched[skill.id] = (skill, words)
+        return known[1]
+
+    def first_hit(self) -> str | None:
+        return next((row.key for row in self.rows if isinstance(row.data, Skill)), None)
 
     def line(self, row: Row, width: int) -> Content:
         if not isinstance(row.data, Skill):

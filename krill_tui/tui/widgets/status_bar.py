@@ -45,8 +45,8 @@ class StatusBar(Static):
 
     def draw(self, bridge: Bridge) -> None:
         self._bridge = bridge
-        width = max(1, self.size.width - 2)
-        self.update(Content("\n").join([_identity(bridge, width), _progress(bridge, width)]))
+        width = max(1, self.size.width)
+        self.update(Content("\n").join([_identity(bridge, width), _progress(bridge, width)]), layout=False)
 
     def on_resize(self) -> None:
         if self._bridge:
