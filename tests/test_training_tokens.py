@@ -5,20 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
 from krill_tui.training.tiny import build_tokenizer
 from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
+from tests.chatml import chatml_tokenizer
 from tests.tiny_model import TEXTS
-
-CHATML = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Like Qwen2.5's: a default system message, and a line end after each turn's end."""
 
 REPLY = "<think>mug: cabinet [gen_003]</think><action>go to cabinet 12</action>"
 MESSAGES: list[Message] = [
@@ -30,16 +23,9 @@ MESSAGES: list[Message] = [
 ]
 
 
-def _chatml() -> PreTrainedTokenizerFast:
-    tokenizer = build_tokenizer(TEXTS, 400)
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
-    tokenizer.chat_template = CHATML
-    return tokenizer
-
-
 @pytest.fixture(params=["krill", "chatml"])
 def chat(request: pytest.FixtureRequest) -> ChatTokenizer:
-    return ChatTokenizer(build_tokenizer(TEXTS, 400) if request.param == "krill" else _chatml())
+    return ChatTokenizer(build_tokenizer(TEXTS, 400) if request.param == "krill" else chatml_tokenizer())
 
 
 def test_a_whole_conversation_is_what_the_template_renders(chat: ChatTokenizer) -> None:
@@ -125,7 +111,9 @@ def test_a_tokenizer_without_chat_template_is_refused_in_one_line(tmp_path: Path
 
 def test_a_template_without_an_end_of_turn_is_refused() -> None:
     tokenizer = build_tokenizer(TEXTS, 300)
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    )
     with pytest.raises(ModelError, match="does not end the assistant's turn"):
         ChatTokenizer(tokenizer)
 

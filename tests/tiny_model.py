@@ -24,6 +24,9 @@ def build_tiny_model(folder: Path, *, vocab: int = 400, hidden: int = 32, contex
     model = build_model(
         len(tokenizer), hidden, layers=2, heads=4, kv_heads=2, mlp=2 * hidden, context=context
     )
+    with torch.no_grad():
+        # Its head is frozen when adapters train: as large as a trained one's, it can say something with certainty.
+        model.get_input_embeddings().weight.mul_(10)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

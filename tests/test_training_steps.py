@@ -1,0 +1,276 @@
+"""SFT and GRPO steps on a tiny real model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from krill_tui.errors import ModelError
+from krill_tui.models.base import Message
+from krill_tui.models.worker_protocol import GrpoEpisode
+from krill_tui.training.advantage import group_advantages
+from krill_tui.training.batches import make_batch, split_by_tokens
+from krill_tui.training.grpo import GrpoSettings, grpo_step
+from krill_tui.training.sampler import Sampler
+from krill_tui.training.sft import sft_step, tokenize_demonstration
+from krill_tui.training.tokens import MaskedTokens
+from krill_tui.training.trainer import Trainer
+from krill_tui.trajectory import EpisodeTokens
+from tests.tiny_policy import as_tokens, item, make_policy, opening, sample_episodes
+
+Fresh = Callable[[], Trainer]
+DEMONSTRATIONS: list[list[Message]] = [
+    [
+        {"role": "system", "content": "mug: cabinet [gen_003]"},
+        {"role": "user", "content": "Your task is to: put a mug in cabinet. " * (1 + n % 3)},
+        {
+            "role": "assistant",
+            "content": f"<think>mug: cabinet [gen_003]</think><action>go to cabinet {n}</action>",
+        },
+        {"role": "user", "content": "You see nothing."},
+        {"role": "assistant", "content": "<think>now look</think><action>look</action>"},
+    ]
+    for n in range(5)
+]
+
+
+@pytest.fixture
+def fresh(tiny_model_dir: Path) -> Fresh:
+    return lambda: Trainer(make_policy(tiny_model_dir))
+
+
+def _weights(trainer: Trainer, adapter: str = "policy") -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in trainer.policy.peft.named_parameters()
+        if f".{adapter}." in name
+    }
+
+
+def _difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def _demonstrations(trainer: Trainer) -> list[MaskedTokens]:
+    return [tokenize_demonstration(trainer, messages) for messages in DEMONSTRATIONS]
+
+
+def _episodes(trainer: Trainer, count: int = 6) -> list[GrpoEpisode]:
+    tokens = sample_episodes(trainer.policy, count)
+    advantages = group_advantages([n % 2 + 0.1 * n for n in range(count)])
+    return [GrpoEpisode(tokens=t, advantage=float(a)) for t, a in zip(tokens, advantages, strict=True)]
+
+
+def test_micro_batches_hold_all_sequences_within_the_budget() -> None:
+    lengths = [5, 30, 7, 30, 2, 90, 11]
+    groups = split_by_tokens(lengths, 60)
+    assert sorted(i for group in groups for i in group) == list(range(7))
+    for group in groups:
+        assert len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 60
+    assert groups[0] == [5]
+
+
+def test_sft_lowers_the_loss(fresh: Fresh) -> None:
+    trainer = fresh()
+    losses = [sft_step(trainer, _demonstrations(trainer), learning_rate=1e-2)["loss"] for _ in range(50)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert trainer.version == 50
+
+
+def test_the_sft_loss_is_the_mean_over_all_reply_tokens_of_the_batch(fresh: Fresh) -> None:
+    trainer = fresh()
+    demonstrations = _demonstrations(trainer)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        weights = trainer.policy.merged_weights("policy")
+        for tokens in demonstrations:
+            ids = torch.tensor([tokens.ids])
+            logits = torch.func.functional_call(trainer.policy.base, weights, (ids,)).logits[0]
+            logprobs = torch.log_softmax(logits[:-1], -1).gather(1, ids[0, 1:, None]).squeeze(1)
+            mask = torch.tensor(tokens.mask[1:])
+            total -= (logprobs * mask).sum().item()
+            count += int(mask.sum())
+    metrics = sft_step(trainer, demonstrations, learning_rate=0.0, update=False)
+    assert metrics["loss"] == pytest.approx(total / count, abs=1e-5)
+    assert metrics["policy_tokens"] == count
+
+
+def test_measuring_changes_nothing(fresh: Fresh) -> None:
+    trainer = fresh()
+    before = _weights(trainer)
+    metrics = sft_step(trainer, _demonstrations(trainer), learning_rate=1.0, update=False)
+    assert "grad_norm" not in metrics
+    assert _difference(before, _weights(trainer)) == 0
+    assert trainer.version == 0
+
+
+@pytest.mark.parametrize("budget", [1, 200])
+def test_an_sft_step_does_not_depend_on_micro_batches_or_order(fresh: Fresh, budget: int) -> None:
+    whole, split = fresh(), fresh()
+    split.token_budget = budget
+    demonstrations = _demonstrations(whole)
+    one = sft_step(whole, demonstrations, learning_rate=1e-3)
+    other = sft_step(split, demonstrations[::-1], learning_rate=1e-3)
+    for name in ("loss", "entropy", "mean_token_accuracy", "grad_norm"):
+        assert other[name] == pytest.approx(one[name], abs=1e-5)
+    assert _difference(_weights(whole), _weights(split)) < 1e-5
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "gspo"])
+def test_a_grpo_step_does_not_depend_on_micro_batches_or_order(fresh: Fresh, loss_type: str) -> None:
+    whole, split = fresh(), fresh()
+    split.token_budget = 150
+    whole.policy.freeze_reference()
+    split.policy.freeze_reference()
+    episodes = _episodes(whole)
+    settings = GrpoSettings(learning_rate=1e-3, kl_coeff=0.1, loss_type=loss_type)  # type: ignore[arg-type]
+    one = grpo_step(whole, episodes, settings)
+    other = grpo_step(split, episodes[::-1], settings)
+    for name in one.keys() - {"tokens_per_second"}:
+        assert other[name] == pytest.approx(one[name], abs=1e-5), name
+    # AdamW's first step is the sign of a gradient: where that is rounding, so is the sign.
+    assert one["grad_norm"] > 1e-3
+
+
+def test_the_first_step_after_sampling_has_ratio_one(fresh: Fresh) -> None:
+    trainer = fresh()
+    metrics = grpo_step(trainer, _episodes(trainer), GrpoSettings(learning_rate=1e-3))
+    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+    assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
+    assert metrics["clip_ratio/region_mean"] == 0
+
+
+def test_metrics_have_the_names_of_the_field(fresh: Fresh) -> None:
+    trainer = fresh()
+    metrics = grpo_step(trainer, _episodes(trainer), GrpoSettings(learning_rate=1e-3))
+    assert metrics.keys() >= {
+        "loss",
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "grad_norm",
+        "learning_rate",
+        "tokens_per_second",
+    }
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_kl_is_zero_against_a_reference_just_frozen_and_grows_with_training(fresh: Fresh) -> None:
+    trainer = fresh()
+    trainer.start_phase()
+    episodes = _episodes(trainer)
+    values = [grpo_step(trainer, episodes, GrpoSettings(learning_rate=1e-2))["kl"] for _ in range(4)]
+    assert values[0] == pytest.approx(0.0, abs=1e-6)
+    assert values[-1] > 1e-4
+
+
+def test_training_never_moves_the_reference_or_the_base(fresh: Fresh) -> None:
+    trainer = fresh()
+    trainer.start_phase()
+    reference = _weights(trainer, "reference")
+    base = {name: p.detach().clone() for name, p in trainer.policy.base.named_parameters()}
+    policy = _weights(trainer)
+    episodes = _episodes(trainer)
+    for fused in (True, False):
+        trainer.policy.fused = fused
+        grpo_step(trainer, episodes, GrpoSettings(learning_rate=1e-2))
+        sft_step(trainer, _demonstrations(trainer), learning_rate=1e-2)
+    assert _difference(reference, _weights(trainer, "reference")) == 0
+    assert all(torch.equal(base[name], p) for name, p in trainer.policy.base.named_parameters())
+    assert _difference(policy, _weights(trainer)) > 1e-3
+
+
+def test_both_ways_to_compute_with_the_adapter_agree(fresh: Fresh) -> None:
+    fused, layered = fresh(), fresh()
+    layered.policy.fused = False
+    episodes = _episodes(fused)
+    one = grpo_step(fused, episodes, GrpoSettings(learning_rate=1e-3))
+    other = grpo_step(layered, episodes, GrpoSettings(learning_rate=1e-3))
+    for name in ("loss", "kl", "entropy", "grad_norm"):
+        assert other[name] == pytest.approx(one[name], abs=1e-5)
+
+
+def test_context_tokens_get_no_gradient(fresh: Fresh) -> None:
+    trainer = fresh()
+    tokens = _episodes(trainer, 1)[0].tokens
+    batch = make_batch([MaskedTokens(tokens.ids, tokens.mask, tokens.allowed)])
+    scored = set(batch.columns.tolist())
+    own = {i for i, m in enumerate(tokens.mask) if m}
+    assert scored <= own
+    logprobs = trainer.policy.token_scores(batch)[0][0]
+    assert all(logprobs[i] == 0 for i in range(len(tokens.ids)) if i not in own)
+
+
+def test_a_forced_token_has_probability_one_and_a_chosen_one_is_renormalised(fresh: Fresh) -> None:
+    trainer = fresh()
+    ids, mask = (1, 2, 40, 41, 42, 43), (0, 0, 0, 1, 1, 1)
+    free = make_batch([MaskedTokens(ids, mask)])
+    bound = make_batch([MaskedTokens(ids, mask, ((), (), (), (41,), (42, 50, 60), ()))])
+    with torch.no_grad():
+        all_of = {
+            t: trainer.policy.token_scores(make_batch([MaskedTokens((*ids[:4], t), mask[:5])]))[0][0, 4]
+            for t in (42, 50, 60)
+        }
+        one, two = trainer.policy.token_scores(free)[0][0], trainer.policy.token_scores(bound)[0][0]
+    total = torch.logsumexp(torch.stack(list(all_of.values())), 0)
+    assert two[3] == 0
+    assert two[4].item() == pytest.approx((all_of[42] - total).item(), abs=1e-5)
+    assert two[5].item() == pytest.approx(one[5].item(), abs=1e-6)
+
+
+def test_an_update_that_is_not_finite_is_refused_and_leaves_the_weights(fresh: Fresh) -> None:
+    trainer = fresh()
+    episodes = _episodes(trainer, 2)
+    broken = [GrpoEpisode(tokens=episodes[0].tokens, advantage=float("inf")), episodes[1]]
+    before = _weights(trainer)
+    with pytest.raises(ModelError, match="not finite"):
+        grpo_step(trainer, broken, GrpoSettings(learning_rate=1e-3))
+    assert _difference(before, _weights(trainer)) == 0
+    assert trainer.version == 0
+
+
+def test_batches_with_nothing_to_learn_from_are_refused(fresh: Fresh) -> None:
+    trainer = fresh()
+    silent = EpisodeTokens(ids=(1, 2, 3), mask=(0, 0, 0), logprobs=(0, 0, 0))
+    with pytest.raises(ModelError, match="no policy token"):
+        grpo_step(trainer, [GrpoEpisode(tokens=silent, advantage=1.0)], GrpoSettings(learning_rate=1e-3))
+    with pytest.raises(ModelError, match="no reply"):
+        sft_step(trainer, [MaskedTokens((1, 2), (0, 0))], learning_rate=1e-3)
+
+
+def test_grpo_learns_which_of_two_actions_is_rewarded(fresh: Fresh) -> None:
+    trainer = fresh()
+    trainer.start_phase()
+    sampler = Sampler(trainer.policy)
+    rates = []
+    for step in range(12):
+        names = [f"{step}-{n}" for n in range(16)]
+        items = [
+            item(
+                name,
+                opening(),
+                seed=100 * step + n,
+                constrained=True,
+                max_tokens=14,
+                admissible=("look", "open drawer 2"),
+            )
+            for n, name in enumerate(names)
+        ]
+        outputs = sampler.sample(items)
+        sampler.finish(names)
+        rewards = [float("look" in output.text.rpartition("<action>")[2]) for output in outputs]
+        rates.append(sum(rewards) / len(rewards))
+        episodes = [
+            GrpoEpisode(tokens=as_tokens([output]), advantage=float(advantage))
+            for output, advantage in zip(outputs, group_advantages(rewards), strict=True)
+        ]
+        grpo_step(trainer, episodes, GrpoSettings(learning_rate=2e-2))
+        sampler.refresh()
+    assert sum(rates[:2]) / 2 < 0.8
+    assert sum(rates[-3:]) / 3 > 0.95
