@@ -66,13 +66,13 @@ class JsonView:
 
 
 class LineView:
-    """A line where a phase starts and ends and at every `every` of its way: for pipes and logs."""
+    """A line where a phase starts and ends and at every `every` percent of its way: for pipes and logs."""
 
-    def __init__(self, console: Console, state: RunState, *, every: float = 0.1) -> None:
+    def __init__(self, console: Console, state: RunState, *, every: int = 10) -> None:
         self._console = console
         self._state = state
         self._every = every
-        self._next = 0.0
+        self._next = every
 
     def show(self, event: ev.Event) -> None:
         if isinstance(event, ev.PhaseStarted):
@@ -92,12 +92,13 @@ class LineView:
         pass
 
     def _progress(self, phase: PhaseView | None) -> None:
-        if phase is None or phase.fraction < self._next:
+        percent = 100 * phase.done // phase.total if phase and phase.total else 0
+        if phase is None or percent < self._next:
             return
-        self._next = (phase.fraction // self._every + 1) * self._every
+        self._next = (percent // self._every + 1) * self._every
         left = f", {duration(phase.seconds_left)} left" if (phase.seconds_left or 0) >= 1 else ""
         detail = f": {phase.detail}" if phase.detail else ""
-        self._print(f"{phase.phase} {phase.done}/{phase.total} ({phase.fraction:.0%}{left}){detail}")
+        self._print(f"{phase.phase} {phase.done}/{phase.total} ({percent}%{left}){detail}")
 
     def _print(self, text: str, kind: str = "") -> None:
         print_line(self._console, text, _STYLES.get(kind, ""))

@@ -138,9 +138,9 @@ class TaskPlan:
         self._train: Sequence[Task] = ()
         self._evolve: Sequence[Task] = ()
         self._splits = source.splits()
-        if "evolve" not in self._splits:
-            split = config.env.train_split
-            tasks = source.tasks(split, self._splits.get(split, 0), seed=config.seed)
+        split = config.env.train_split
+        if "evolve" not in self._splits and split in self._splits:
+            tasks = source.tasks(split, self._splits[split], seed=config.seed)
             held = min(config.evolution.episodes, len(tasks) // 5)
             self._train, self._evolve = tasks[: len(tasks) - held], tasks[len(tasks) - held :]
 
