@@ -321,7 +321,8 @@ async def test_hostile_text_is_only_text() -> None:
     app = live(hostile_run(), "collect")
     async with app.run_test(size=SIZE) as pilot:
         text = await drawn(pilot)
-        assert "[bold]x[/bold] red [@click=app.quit]quit[/]" in text
+        assert "[bold]x[/bold] red" in text
+        assert "[@click=app.quit]quit[/]" in text
         assert "\x1b" not in text
         assert "\u202e" not in text
         for keys_ in (
@@ -338,16 +339,15 @@ async def test_hostile_text_is_only_text() -> None:
         assert "[bold]" in shown(app)
 
 
-@pytest.mark.parametrize("size", [(20, 5), (1, 1), (80, 24), (200, 60)])
-async def test_every_screen_survives_any_size(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("key", ["f2", "f3", "f4", "enter", "question_mark", "q", "plus"])
+async def test_every_screen_survives_a_tiny_terminal_and_comes_back(key: str) -> None:
     app = live(running_run(), "rl")
-    async with app.run_test(size=SIZE) as pilot:
-        for key in ("f2", "f3", "f4", "enter", "question_mark", "q", "tab"):
-            await pilot.press(key)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press(key)
+        for size in ((20, 5), (3, 1), (80, 24)):
             await pilot.resize_terminal(*size)
             await drawn(pilot)
-            await pilot.resize_terminal(*SIZE)
-            await pilot.press("escape")
+        await pilot.press("escape")
         assert isinstance(app.screen, DashboardScreen)
 
 

@@ -13,7 +13,7 @@ from textual.widgets import Static
 from krill_tui.tui.plain import one_line
 
 if TYPE_CHECKING:
-    from textual_plot import PlotWidget
+    from krill_tui.tui.widgets.chart import Chart
 
 Points = Sequence[tuple[float, float]]
 COLOURS = ("primary", "secondary", "success", "warning")
@@ -41,7 +41,7 @@ class CurvePlot(Vertical):
     CurvePlot {
         height: 1fr;
         & > Static { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
-        & PlotWidget {
+        & Chart {
             height: 1fr;
             & > .plot--axis { color: $border; }
             & > .plot--tick { color: $muted; text-style: none; }
@@ -51,7 +51,7 @@ class CurvePlot(Vertical):
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
-        self._plot: PlotWidget | None = None
+        self._plot: Chart | None = None
         self._curves: dict[str, Points] = {}
         self._stamp: object = None
 
@@ -72,18 +72,14 @@ class CurvePlot(Vertical):
             self._render_curves()
 
     def _mount_plot(self) -> None:
-        from textual_plot import PlotWidget
+        from krill_tui.tui.widgets.chart import Chart
 
-        self._plot = PlotWidget(allow_pan_and_zoom=False)
-        self._plot.can_focus = False
-        self._plot.set_reactive(PlotWidget.margin_top, 0)
-        self._plot.set_reactive(PlotWidget.margin_bottom, 1)
-        self._plot.set_reactive(PlotWidget.margin_left, 7)
+        self._plot = Chart()
         self.mount(self._plot)
         self.call_after_refresh(self._render_curves)  # the plot draws on children it makes when it is mounted
 
     def _render_curves(self) -> None:
-        from textual_plot import HiResMode
+        from krill_tui.tui.widgets.chart import BRAILLE, LEFT_MARGIN
 
         if self._plot is None or not self._plot.is_mounted:
             return
@@ -95,7 +91,7 @@ class CurvePlot(Vertical):
         if xs:  # a margin, or the last points fall on the frame
             margin = 0.02 * (max(xs) - min(xs)) or 0.5
             self._plot.set_xlimits(min(xs) - margin, max(xs) + margin)
-        columns = max(1, self.size.width - 9)
+        columns = max(1, self.size.width - LEFT_MARGIN - 2)
         for position, points in enumerate(self._curves.values()):
             thinned = downsample(points, columns)
             colour = self.app.theme_variables[COLOURS[position % len(COLOURS)]]
@@ -103,12 +99,7 @@ class CurvePlot(Vertical):
             if len(thinned) == 1:
                 self._plot.scatter(xs, ys, marker="●", marker_style=colour)
             else:
-                self._plot.plot(xs, ys, line_style=colour, hires_mode=HiResMode.BRAILLE)
-
-    def on_canvas_resize(self) -> None:
-        """The chart's own canvases take their new size only when they are told to."""
-        if self._plot is not None:
-            self._plot.refresh(layout=True)
+                self._plot.plot(xs, ys, line_style=colour, hires_mode=BRAILLE)
 
     def _legend(self) -> Content:
         parts: list[tuple[str, str]] = []
