@@ -35,7 +35,7 @@ def test_only_the_app_loads_textual() -> None:
 
 def test_help_loads_neither_the_engine_nor_the_app() -> None:
     loaded = loaded_by("from krill_tui.cli.app import run; run(['--help'])")
-    assert not loaded & {*HEAVY, "textual", "rich", "numpy", "tinydb"}
+    assert not loaded & {*HEAVY, "textual", "numpy", "tinydb", "pydantic"}
 
 
 def loaded_by(code: str) -> set[str]:

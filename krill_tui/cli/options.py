@@ -9,15 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from krill_tui.config.load import load_config, merge
-from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import UsageError
 
-DEFAULT_HTTP_URLS = {"alfworld": "http://localhost:3000", "webshop": "http://localhost:3001"}
+if TYPE_CHECKING:
+    from krill_tui.config.schema import KrillConfig
 
 
 class Display(StrEnum):
@@ -67,6 +66,8 @@ class Options:
 
     def overrides(self) -> dict[str, object]:
         """The part of a config that was typed."""
+        from krill_tui.config.load import merge
+
         backend = self.backend
         if self.mock is not None:
             implied = "builtin" if self.mock else "http"
@@ -93,6 +94,8 @@ def resolve_config(
     Raises:
         ConfigError, UsageError: one line.
     """
+    from krill_tui.config.load import load_config, merge
+
     path = options.config
     if path is None and stored is not None and stored.exists() and options.preset is None:
         path = stored
