@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, object]] = {
             "max_prompt_length": 1900,
             "max_response_length": 48,
         },
-        "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 8},
+        "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 4},
         "evolution": {"validation_interval": 4, "evolution_threshold": 0.7, "episodes": 48},
     },
 }
