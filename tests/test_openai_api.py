@@ -73,7 +73,7 @@ async def test_a_refusal_for_good_is_not_tried_again_and_hides_the_key_the_serve
 ) -> None:
     async with FaultyEndpoint(fault=lambda _: fault) as server:
         chat = chat_of(server)
-        with pytest.raises(ModelError, match=rf"refused with {fault}.*no, \*\*\*") as caught:
+        with pytest.raises(ModelError, match=rf"refused with {status}.*no, \*\*\*") as caught:
             await chat.complete(HELLO)
         await chat.close()
     assert len(server.requests) == 1 and KEY not in str(caught.value)
@@ -146,6 +146,14 @@ async def test_the_policy_says_what_the_endpoint_says() -> None:
         await policy.close()
     assert (reply.text, reply.ids, reply.prompt_tokens) == ("<action>look</action>", (), 7)
     assert (server.requests[0]["temperature"], server.requests[0]["max_tokens"]) == (0.7, 11)
+
+
+async def test_a_conversation_that_outgrows_the_model_ends_the_episode_not_the_run() -> None:
+    async with FaultyEndpoint(fault=lambda _: "long") as server:
+        policy = OpenAIPolicy(chat_of(server))
+        reply = await policy.act(ActRequest("e", HELLO, "", (), 0, Sampling()))
+        await policy.close()
+    assert (reply.finish, reply.text) == ("context", "") and len(server.requests) == 1
 
 
 async def test_every_trajectory_is_distilled_though_a_fifth_of_the_answers_is_faulty() -> None:

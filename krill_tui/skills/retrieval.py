@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from krill_tui.skills.text import skill_text
 RetrievalMode = Literal["embedding", "template"]
 
 _TASKS_KEPT = 4096
+_LEFT_OUT_SHOWN = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class Selection:
     skills: tuple[Skill, ...] = ()
     """General ones first, best first; then the task-specific ones."""
     scores: dict[str, float] = field(default_factory=dict)
-    """Cosine with the task, by skill id, of all skills considered."""
+    """Cosine with the task, by skill id, of the skills here and of those in `left_out`."""
     left_out: tuple[LeftOut, ...] = ()
+    """The next best of each tier, at most 32 of them."""
     tokens: int = 0
     bank_version: int = 0
 
@@ -94,20 +97,41 @@ class Retriever:
         index = await self._current_index()
         vector = await self._embed_task(task)
         options = self._options
-        general = self._block(index, GENERAL, vector)
-        general.sort(key=lambda scored: -scored[1])
-        chosen, left_out = general[: options.general_top_k], []
-        left_out += [(s, score, "past general_top_k") for s, score in general[options.general_top_k :]]
-        specific = self._block(index, category, vector) if category and category != GENERAL else []
-        if options.mode == "embedding":
-            left_out += [
-                (s, score, "below the threshold") for s, score in specific if score <= options.threshold
-            ]
-            specific = [scored for scored in specific if scored[1] > options.threshold]
-            specific.sort(key=lambda scored: -scored[1])
-        chosen += specific[: options.top_k]
-        left_out += [(s, score, "past top_k") for s, score in specific[options.top_k :]]
-        return self._within_budget(chosen, left_out, index.version)
+        chosen, left_out = self._best(index, GENERAL, vector, options.general_top_k)
+        left = [(skill, score, "past general_top_k") for skill, score in left_out]
+        if category and category != GENERAL:
+            in_order = options.mode == "template"
+            specific, left_out = self._best(index, category, vector, options.top_k, in_order=in_order)
+            threshold = -math.inf if in_order else options.threshold
+            chosen += [scored for scored in specific if scored[1] > threshold]
+            for skill, score in specific + left_out:
+                if score <= threshold:
+                    left.append((skill, score, "below the threshold"))
+                elif (skill, score) not in specific:
+                    left.append((skill, score, "past top_k"))
+        return self._within_budget(chosen, left, index.version)
+
+    @staticmethod
+    def _best(
+        index: _Index, tier: str, vector: np.ndarray, count: int, *, in_order: bool = False
+    ) -> tuple[list[tuple[Skill, float]], list[tuple[Skill, float]]]:
+        """(the `count` best of a tier, the next best), each with its score; or the first ones in bank order."""
+        rows = index.rows.get(tier)
+        if rows is None:
+            return [], []
+        scores = index.matrix[rows] @ vector
+        wanted = count + _LEFT_OUT_SHOWN
+        if in_order:
+            order = np.arange(min(wanted, len(scores)))
+        else:
+            near = (
+                np.argpartition(-scores, wanted)[:wanted] if wanted < len(scores) else np.arange(len(scores))
+            )
+            # Bank order among equals.
+            near.sort()
+            order = near[np.argsort(-scores[near], kind="stable")]
+        ranked = [(index.skills[rows.start + place], float(scores[place])) for place in order]
+        return ranked[:count], ranked[count:]
 
     def _within_budget(
         self, chosen: Sequence[tuple[Skill, float]], left_out: list[tuple[Skill, float, str]], version: int
@@ -126,13 +150,6 @@ class Retriever:
         scores |= {skill.id: score for skill, score, _ in left_out}
         dropped = tuple(LeftOut(skill.id, reason, score) for skill, score, reason in left_out)
         return Selection(tuple(kept), scores, dropped, tokens, version)
-
-    @staticmethod
-    def _block(index: _Index, tier: str, vector: np.ndarray) -> list[tuple[Skill, float]]:
-        rows = index.rows.get(tier)
-        if rows is None:
-            return []
-        return list(zip(index.skills[rows], (index.matrix[rows] @ vector).tolist(), strict=True))
 
     async def _current_index(self) -> _Index:
         old = self._index
