@@ -10,7 +10,20 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 Fault = Literal[
-    "", "429", "500", "401", "400", "drop", "truncate", "not json", "no choices", "html", "hang", "prose"
+    "",
+    "429",
+    "500",
+    "401",
+    "400",
+    "drop",
+    "truncate",
+    "not json",
+    "no choices",
+    "html",
+    "hang",
+    "prose",
+    "quota",
+    "long",
 ]
 
 
@@ -84,12 +97,15 @@ class FaultyEndpoint:
             return False
         if fault == "hang":
             await asyncio.Event().wait()
-        if fault in ("429", "500", "401", "400"):
-            body = json.dumps(
-                {"error": {"message": f"no, {self.keys[-1].removeprefix('Bearer ')}", "code": None}}
-            )
+        if fault in ("429", "500", "401", "400", "quota", "long"):
+            status, code = {
+                "quota": ("429", "insufficient_quota"),
+                "long": ("400", "context_length_exceeded"),
+            }.get(fault, (fault, None))
+            message = f"no, {self.keys[-1].removeprefix('Bearer ')}"
+            body = json.dumps({"error": {"message": message, "code": code}})
             extra = self.headers if fault == "429" else ""
-            writer.write(_response(fault, body.encode(), extra))
+            writer.write(_response(status, body.encode(), extra))
         else:
             body = json.dumps(self._body(fault, request)).encode()
             if fault == "truncate":

@@ -67,9 +67,9 @@ async def test_an_endpoint_that_stays_broken_is_one_line_without_the_key() -> No
     assert KEY not in str(caught.value) and "\n" not in str(caught.value) and server.url in str(caught.value)
 
 
-@pytest.mark.parametrize("fault", ["401", "400"])
+@pytest.mark.parametrize(("fault", "status"), [("401", 401), ("400", 400), ("quota", 429)])
 async def test_a_refusal_for_good_is_not_tried_again_and_hides_the_key_the_server_quotes(
-    fault: Fault,
+    fault: Fault, status: int
 ) -> None:
     async with FaultyEndpoint(fault=lambda _: fault) as server:
         chat = chat_of(server)
