@@ -26,7 +26,20 @@ from krill_tui.training.tiny import build_model, build_tokenizer
 from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens
 
-THINGS = ("mug", "egg", "apple", "knife", "lamp", "book", "plate", "cabinet", "drawer", "fridge", "shelf", "desk")
+THINGS = (
+    "mug",
+    "egg",
+    "apple",
+    "knife",
+    "lamp",
+    "book",
+    "plate",
+    "cabinet",
+    "drawer",
+    "fridge",
+    "shelf",
+    "desk",
+)
 
 
 def sentence(rng: random.Random, words: int) -> str:
@@ -45,13 +58,13 @@ def build(folder: Path, arguments: argparse.Namespace) -> PolicyModel:
     return load_model(str(folder), ModelSettings(device=arguments.device))
 
 
-def opening(group: int) -> tuple[Message, ...]:
+def opening(group: int) -> list[Message]:
     """System and first user message; the episodes of a group share them."""
     rng = random.Random(group)
-    return (
+    return [
         {"role": "system", "content": sentence(rng, 100)},
         {"role": "user", "content": sentence(rng, 100)},
-    )
+    ]
 
 
 def sample_episodes(policy: PolicyModel, arguments: argparse.Namespace) -> tuple[list[EpisodeTokens], float]:
@@ -61,11 +74,12 @@ def sample_episodes(policy: PolicyModel, arguments: argparse.Namespace) -> tuple
     columns: list[tuple[list[int], list[int], list[float], list[tuple[int, ...]]]] = [
         ([], [], [], []) for _ in range(arguments.episodes)
     ]
-    started = time.perf_counter()
+    seconds = 0.0
     for turn in range(arguments.turns):
         items = []
         for episode in range(arguments.episodes):
-            new = opening(episode // 8) if turn == 0 else ({"role": "user", "content": sentence(rng, 20)},)
+            following: list[Message] = [{"role": "user", "content": sentence(rng, 20)}]
+            new = opening(episode // 8) if turn == 0 else following
             items.append(
                 SampleItem(
                     episode=str(episode),
@@ -76,14 +90,16 @@ def sample_episodes(policy: PolicyModel, arguments: argparse.Namespace) -> tuple
                     seed=episode,
                 )
             )
-        for column, output in zip(columns, sampler.sample(items), strict=True):
+        began = time.perf_counter()
+        outputs = sampler.sample(items)
+        seconds += time.perf_counter() - began
+        for column, output in zip(columns, outputs, strict=True):
             ids, mask, logprobs, allowed = column
             context, own = len(output.context_ids), len(output.ids)
             ids += [*output.context_ids, *output.ids]
             mask += [0] * context + [1] * own
             logprobs += [0.0] * context + list(output.logprobs)
             allowed += [()] * context + list(output.allowed or [()] * own)
-    seconds = time.perf_counter() - started
     return [
         EpisodeTokens(ids=tuple(i), mask=tuple(m), logprobs=tuple(lp), allowed=tuple(a))
         for i, m, lp, a in columns
@@ -125,7 +141,9 @@ def _reply_bounds(episode: EpisodeTokens, turn: int) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, default in (("hidden", 128), ("layers", 4), ("episodes", 64), ("turns", 12), ("reply", 24)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--threads", type=int, default=0)
@@ -137,7 +155,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         policy = build(Path(folder), arguments)
-    print(f"{sum(p.numel() for p in policy.base.parameters()):,} parameters, {torch.get_num_threads()} threads")
+    print(
+        f"{sum(p.numel() for p in policy.base.parameters()):,} parameters, {torch.get_num_threads()} threads"
+    )
 
     episodes, seconds = sample_episodes(policy, arguments)
     own = sum(sum(episode.mask) for episode in episodes)
@@ -160,7 +180,9 @@ def main() -> None:
     rng = random.Random(2)
     messages: list[Message] = [*opening(0)]
     for _ in range(arguments.turns):
-        messages.append({"role": "assistant", "content": f"<think>{sentence(rng, 6)}</think><action>look</action>"})
+        messages.append(
+            {"role": "assistant", "content": f"<think>{sentence(rng, 6)}</think><action>look</action>"}
+        )
         messages.append({"role": "user", "content": sentence(rng, 20)})
     demonstrations = [tokenize_demonstration(trainer, messages[:-1])] * 16
     sft_step(trainer, demonstrations[:4], learning_rate=1e-4)

@@ -119,6 +119,6 @@ def test_a_template_without_an_end_of_turn_is_refused() -> None:
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no tokenizer in") as caught:
+    with pytest.raises(ModelError, match="no model folder") as caught:
         load_tokenizer(tmp_path / "nothing")
     assert "\n" not in str(caught.value)

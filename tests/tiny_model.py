@@ -26,7 +26,7 @@ def build_tiny_model(folder: Path, *, vocab: int = 400, hidden: int = 32, contex
     )
     with torch.no_grad():
         # Its head is frozen when adapters train: as large as a trained one's, it can say something with certainty.
-        model.get_input_embeddings().weight.mul_(10)
+        model.model.embed_tokens.weight.mul_(10)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder

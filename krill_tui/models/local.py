@@ -62,7 +62,7 @@ class WorkerClient:
 
     def __init__(self, log: Path) -> None:
         """`log`: file that takes the worker's standard error, appended. Use `WorkerClient.start`."""
-        self._log = log
+        self.log = log
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -205,8 +205,8 @@ class WorkerClient:
         return reply
 
     async def _spawn(self) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
@@ -249,14 +249,15 @@ class WorkerClient:
             while line := await process.stdout.readline():
                 self._take(reply_adapter.validate_json(line))
             code = await process.wait()
-            self._death = f"the model worker ended (exit code {code}); see {self._log}"
+            self._death = f"the model worker ended (exit code {code}); see {self.log}"
         except (ValueError, ValidationError):
-            self._death = f"the model worker sent something that is no reply; see {self._log}"
-            process.kill()
-            await process.wait()
-        died.set()
-        while self._waiting:
-            self._waiting.popleft().fail(WorkerDiedError(self._death))
+            self._death = f"the model worker sent something that is no reply; see {self.log}"
+        finally:
+            if process.returncode is None:
+                process.kill()
+            died.set()
+            while self._waiting:
+                self._waiting.popleft().fail(WorkerDiedError(self._death))
 
     def _take(self, reply: WorkerReply) -> None:
         if isinstance(reply, ProgressReply):
@@ -264,7 +265,7 @@ class WorkerClient:
                 self._waiting[0].progress(reply.done, reply.total)
             return
         if isinstance(reply, ErrorReply) and reply.detail:
-            with self._log.open("a", encoding="utf-8") as log:
+            with self.log.open("a", encoding="utf-8") as log:
                 log.write(reply.detail.rstrip() + "\n")
         if self._waiting:
             self._waiting.popleft().answer(reply)

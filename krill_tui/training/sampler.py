@@ -20,6 +20,8 @@ from krill_tui.training.model import PolicyModel
 
 _PREFILL_TOKENS = 8192
 """Padded tokens of one prefill pass."""
+_SHORTEST_REPLY = 16
+"""With less room than this an episode has reached the end of the context."""
 
 
 @dataclass(slots=True)
@@ -88,7 +90,7 @@ class Sampler:
         """One reply for each item, in their order.
 
         A reply depends on its conversation, its seed and the position in its own sequence, not on the batch. An item
-        whose sequence could outgrow the model gets no reply (`finish="context"`) and leaves its episode unchanged.
+        without room for a reply gets none (`finish="context"`) and leaves its episode unchanged.
         """
         turns: dict[str, _Turn] = {}
         for item in items:
@@ -111,8 +113,9 @@ class Sampler:
         else:
             context = self._chat.next_context(messages, ended=episode.ended)
         length = (len(episode.ids) if episode else 0) + len(context)
-        state = ReplyState(self._chat, item.admissible, item.constrained, item.max_tokens)
-        if length + state.room > self._policy.context:
+        left = self._policy.context - length - 1
+        state = ReplyState(self._chat, item.admissible, item.constrained, min(item.max_tokens, left))
+        if left < min(item.max_tokens, _SHORTEST_REPLY) or state.room > left + 1:
             return None
         if episode is None:
             episode = self._by_name[item.episode] = _Episode(item.episode)

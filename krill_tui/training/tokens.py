@@ -39,6 +39,8 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         ModelError: there is none, or it has no chat template.
     """
+    if Path(folder).is_absolute() and not Path(folder).is_dir():
+        raise ModelError(f"there is no model folder {folder}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
