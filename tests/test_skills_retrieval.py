@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,6 +106,19 @@ async def test_a_changed_bank_is_seen_at_the_next_selection_and_only_new_texts_a
     assert embedder.asked == ["0.6 0.8. do 0 1"]
     assert [s.id for s in selection.skills] == ["gen_002"]
     assert selection.bank_version == bank.version
+
+
+async def test_episodes_that_begin_at_once_embed_each_text_once() -> None:
+    class Slow(AxisEmbedder):
+        async def embed(self, texts: Sequence[str]) -> np.ndarray:
+            await asyncio.sleep(0)
+            return await super().embed(texts)
+
+    embedder = Slow()
+    retriever = Retriever(bank_of(("1 0", GENERAL)), embedder)
+    found = await asyncio.gather(*(retriever.select(task, "") for task in ("1 0", "0 1") * 8))
+    assert sorted(embedder.asked) == ["0 1", "1 0", "1 0. do 1 0"]
+    assert [round(selection.scores["gen_001"]) for selection in found] == [1, 0] * 8
 
 
 async def test_an_empty_bank_gives_an_empty_selection() -> None:

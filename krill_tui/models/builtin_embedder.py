@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import zlib
@@ -18,6 +19,7 @@ _STOP_WORDS = frozenset(
     some that the their them then there they this to was were when where which with you your
     """.split()  # noqa: SIM905
 )
+_BLOCKING_LIMIT = 100
 _WORD_WEIGHT = 2.0
 _PAIR_WEIGHT = 1.0
 _GRAM_WEIGHT = 0.5
@@ -36,6 +38,11 @@ class BuiltinEmbedder:
 
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `[len(texts), dim]`, rows of length 1, or 0 where a text holds no word."""
+        if len(texts) > _BLOCKING_LIMIT:
+            return await asyncio.to_thread(self._embed, texts)
+        return self._embed(texts)
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
         matrix = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in zip(matrix, texts, strict=True):
             for feature, weight in _features(text).items():

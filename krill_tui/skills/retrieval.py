@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -91,6 +92,9 @@ class Retriever:
         self._count_tokens = count_tokens
         self._index: _Index | None = None
         self._tasks: OrderedDict[str, np.ndarray] = OrderedDict()
+        # Many episodes begin at once: each text is still embedded once.
+        self._indexing = asyncio.Lock()
+        self._embedding: dict[str, asyncio.Lock] = {}
 
     async def select(self, task: str, category: str) -> Selection:
         """Skills for a task description and its category (empty: general skills only)."""
@@ -152,6 +156,10 @@ class Retriever:
         return Selection(tuple(kept), scores, dropped, tokens, version)
 
     async def _current_index(self) -> _Index:
+        async with self._indexing:
+            return await self._refreshed()
+
+    async def _refreshed(self) -> _Index:
         old = self._index
         if old is not None and old.version == self._bank.version:
             return old
@@ -173,13 +181,14 @@ class Retriever:
         return self._index
 
     async def _embed_task(self, task: str) -> np.ndarray:
-        if task in self._tasks:
-            self._tasks.move_to_end(task)
-            return self._tasks[task]
-        vector = (await self._embedder.embed([task]))[0]
-        self._tasks[task] = vector
+        async with self._embedding.setdefault(task, asyncio.Lock()):
+            if task not in self._tasks:
+                self._tasks[task] = (await self._embedder.embed([task]))[0]
+            vector = self._tasks[task]
+        self._tasks.move_to_end(task)
         if len(self._tasks) > _TASKS_KEPT:
-            self._tasks.popitem(last=False)
+            oldest, _ = self._tasks.popitem(last=False)
+            self._embedding.pop(oldest, None)
         return vector
 
 
