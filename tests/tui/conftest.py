@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from textual.app import App
+from textual.pilot import Pilot
 
 from krill_tui.tui.app import KrillApp
 from krill_tui.tui.replay import ReplaySource
@@ -59,3 +61,22 @@ def replayed(script: Script, position: int | None = None) -> KrillApp:
     source = ReplaySource(events=script.events, playing=False)
     source.seek(len(script.events) if position is None else position)
     return KrillApp(source=source)
+
+
+def shown(app: App[None]) -> str:
+    """Everything on the screen, as a person reads it."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+async def drawn(pilot: Pilot[None]) -> str:
+    """The screen after the next beat."""
+    app = pilot.app
+    assert isinstance(app, KrillApp)
+    app.redraw()
+    await pilot.pause()
+    return shown(app)
+
+
+def toasts(app: KrillApp) -> str:
+    """What was notified."""
+    return " | ".join(note.message for note in app._notifications)

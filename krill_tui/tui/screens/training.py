@@ -5,7 +5,6 @@ from __future__ import annotations
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Grid, Horizontal
-from textual.content import Content
 from textual.widgets import Static
 
 from krill_tui.tui import keys
@@ -17,9 +16,10 @@ from krill_tui.tui.widgets.line_list import LineList
 from krill_tui.tui.widgets.metric_list import MetricList, ordered_metrics
 from krill_tui.tui.widgets.pane import Pane
 from krill_tui.tui.widgets.status_bar import StatusBar
-from krill_tui.tui.wording import MUTED
 
 MOST_CHARTS = 4
+NO_CURVES = "Curves appear here once a phase trains: s for SFT, r for RL, t for all."
+NOTHING_CHOSEN = "Nothing chosen: x shows the metric under the cursor."
 CHART_HEIGHT = 7
 """Lines a chart needs to be read."""
 TWO_CHARTS = 76
@@ -47,20 +47,14 @@ class TrainingScreen(RunScreen):
     def __init__(self, bridge: Bridge, metric: str = "") -> None:
         super().__init__(bridge)
         self._first = metric
-        self._chosen: list[str] = [metric] if metric else []
+        self._chosen: list[str] | None = [metric] if metric else None
 
     def compose(self) -> ComposeResult:
         yield StatusBar()
         with Horizontal(id="training-body"):
             yield Pane(MetricList())
             with Grid(id="charts"):
-                yield Static(
-                    Content.styled(
-                        "Curves appear here once a phase trains: s for SFT, r for RL, t for all.", MUTED
-                    ),
-                    id="no-charts",
-                    markup=False,
-                )
+                yield Static(id="no-charts", markup=False)
                 for _ in range(MOST_CHARTS):
                     yield CurvePlot()
         yield KeyFooter(*self.SCOPES)
@@ -82,7 +76,7 @@ class TrainingScreen(RunScreen):
     def chosen(self) -> list[str]:
         """The metrics in view: those a person chose, else the most telling ones there are."""
         curves = self.bridge.state.curves
-        if self._chosen:
+        if self._chosen is not None:
             return [name for name in self._chosen if name in curves]
         return ordered_metrics(curves)[:MOST_CHARTS]
 
@@ -91,7 +85,9 @@ class TrainingScreen(RunScreen):
         names = self.chosen[: self._room(2 if wide else 1)]
         self.metrics.chosen = set(names)
         self.query_one(Pane).draw(self.bridge.state)
-        self.query_one("#no-charts").display = not names
+        hint = self.query_one("#no-charts", Static)
+        hint.display = not names
+        hint.update(NOTHING_CHOSEN if self.bridge.state.curves else NO_CURVES)
         self.query_one("#charts").set_class(len(names) < 2 or not wide, "-single")
         for position, plot in enumerate(self.query(CurvePlot)):
             plot.display = position < len(names)
