@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from krill_tui.config.load import load_config
+from krill_tui.engine.episodes import EpisodeFile, read_trajectory_lines
 from krill_tui.engine.run_store import RunStore, existing_run, list_runs, run_path, write_atomic
 from krill_tui.engine.state import RunState
 from krill_tui.errors import DataError, RunLockedError, UsageError
@@ -204,18 +205,30 @@ def test_the_same_events_make_the_same_state(tmp_path: Path) -> None:
 # Run directory
 
 
-def test_trajectories_come_back_in_order_and_a_torn_one_is_cut(tmp_path: Path) -> None:
-    store = RunStore.open(tmp_path / "run")
-    store.append_trajectory(trajectory("a"))
-    store.append_trajectory(trajectory("b"))
-    store.close()
-    with store.trajectories_file.open("ab") as file:
+def test_episodes_come_back_in_order_and_a_torn_one_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "trajectories.jsonl"
+    episodes = EpisodeFile(path)
+    episodes.append(trajectory("a"))
+    episodes.append(trajectory("b"))
+    episodes.close()
+    with path.open("ab") as file:
         file.write(b'{"id": "c", "env"')
-    store = RunStore.open(tmp_path / "run")
-    store.append_trajectory(trajectory("d"))
-    assert [t.id for t in store.trajectories()] == ["a", "b", "d"]
-    assert next(store.trajectories()) == trajectory("a")
-    store.close()
+    seen: list[str] = []
+    episodes = EpisodeFile(path, on_read=lambda t: seen.append(t.id))
+    episodes.append(trajectory("d"))
+    assert seen == ["a", "b"]
+    assert [t.id for t in episodes.read()] == [t.id for t in read_trajectory_lines(path)] == ["a", "b", "d"]
+    assert episodes.read(prefix="a") == [trajectory("a")]
+    assert "c" not in episodes
+    assert len(episodes) == 3
+    episodes.close()
+
+
+def test_a_damaged_episode_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text(trajectory("a").model_dump_json() + "\n{}\n", encoding="utf-8")
+    with pytest.raises(DataError, match="line 2 is not a trajectory"):
+        EpisodeFile(path)
 
 
 def test_a_second_writer_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:

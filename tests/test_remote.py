@@ -190,7 +190,22 @@ async def test_the_task_is_read_from_the_observation_where_the_server_does_not_s
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{", "the connection broke"),
         (answer(b" " * (LONGEST_ANSWER + 1)), "longer than"),
     ],
-    ids="500 redirect html empty list field type actions nan utf8 raw closed truncated endless".split(),
+    ids=[
+        "500",
+        "redirect",
+        "html",
+        "empty",
+        "list",
+        "field",
+        "type",
+        "actions",
+        "nan",
+        "utf8",
+        "raw",
+        "closed",
+        "truncated",
+        "endless",
+    ],
 )
 async def test_a_server_that_answers_nonsense_is_one_line(reply: bytes, said: str) -> None:
     async def handler(path: str, body: dict[str, Any]) -> bytes:
