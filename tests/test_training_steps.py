@@ -130,7 +130,7 @@ def test_a_grpo_step_does_not_depend_on_micro_batches_or_order(fresh: Fresh, los
     settings = GrpoSettings(learning_rate=1e-3, kl_coeff=0.1, loss_type=loss_type)  # type: ignore[arg-type]
     one = grpo_step(whole, episodes, settings)
     other = grpo_step(split, episodes[::-1], settings)
-    for name in one.keys() - {"tokens_per_second"}:
+    for name in one.keys() - {"training_tokens_per_second"}:
         assert other[name] == pytest.approx(one[name], abs=1e-5), name
     # AdamW's first step is the sign of a gradient: where that is rounding, so is the sign.
     assert one["grad_norm"] > 1e-3
@@ -156,7 +156,7 @@ def test_metrics_have_the_names_of_the_field(fresh: Fresh) -> None:
         "clip_ratio/region_mean",
         "grad_norm",
         "learning_rate",
-        "tokens_per_second",
+        "training_tokens_per_second",
     }
     assert all(math.isfinite(value) for value in metrics.values())
 

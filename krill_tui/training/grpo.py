@@ -67,7 +67,7 @@ def grpo_step(
     metrics["learning_rate"] = settings.learning_rate
     metrics["num_tokens"] = float(sum(lengths))
     metrics["policy_tokens"] = float(sum(own))
-    metrics["tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
+    metrics["training_tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
     return metrics
 
 

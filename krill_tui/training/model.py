@@ -135,21 +135,23 @@ class PolicyModel:
 
 
 def load_model(folder: str, settings: ModelSettings) -> PolicyModel:
-    """Load a base model (safetensors only) and put fresh adapters on it.
+    """Load a base model and put fresh adapters on it; see `load_base` for the errors."""
+    base, chat = load_base(folder, settings.dtype, settings.device)
+    return PolicyModel(base, chat, settings, name=folder)
+
+
+def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -> tuple[Any, ChatTokenizer]:
+    """Load a Hugging Face causal LM (safetensors only) and its tokenizer; `device` auto takes the GPU if there is one.
 
     Raises:
         ModelError: no such model, no safetensors, no chat template, or a device that is not there.
     """
     chat = ChatTokenizer(load_tokenizer(folder))
-    device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, settings.dtype),
-            use_safetensors=True,
-            attn_implementation="sdpa",
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa"
         )
         base = base.to(device)
     except (OSError, ValueError, RuntimeError) as error:
@@ -161,7 +163,7 @@ def load_model(folder: str, settings: ModelSettings) -> PolicyModel:
     for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(base.config, scaling, None) not in (None, 1, 1.0):
             raise ModelError(f"{folder} rescales its logits ({scaling}), which the trainer does not support")
-    return PolicyModel(base, chat, settings, name=folder)
+    return base, chat
 
 
 def score(

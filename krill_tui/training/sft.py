@@ -65,5 +65,5 @@ def sft_step(
     if update:
         metrics["grad_norm"] = trainer.update(learning_rate, max_grad_norm)
         metrics["learning_rate"] = learning_rate
-    metrics["tokens_per_second"] = total / (time.perf_counter() - started)
+    metrics["training_tokens_per_second"] = total / (time.perf_counter() - started)
     return metrics

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 import transformers
@@ -43,10 +43,10 @@ from krill_tui.models.worker_protocol import (
 )
 from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step
-from krill_tui.training.model import ModelSettings, load_model
+from krill_tui.training.model import ModelSettings, PolicyModel, load_base
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
-from krill_tui.training.tokens import MaskedTokens
+from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
 from krill_tui.training.trainer import Trainer
 
 _SMALLEST_BUDGET = 256
@@ -60,13 +60,15 @@ class Worker:
         self._send = send
         self._trainer: Trainer | None = None
         self._sampler: Sampler | None = None
+        self._base: tuple[Any, ChatTokenizer] | None = None
+        self._base_source: tuple[str, str, str] | None = None
         self._progress_at = 0.0
 
     def handle(self, request: WorkerRequest) -> WorkerReply:
         """Do what a request asks.
 
         Raises:
-            KrillError: it cannot be done; the model is as it was before.
+            KrillError: it cannot be done; the model is as it was before, after a failed load there is none.
         """
         match request:
             case LoadRequest():
@@ -107,7 +109,13 @@ class Worker:
             seed=request.seed,
             max_context=request.max_context,
         )
-        policy = load_model(request.model, settings)
+        # The old adapters go first, so that two models never need room at once; the base is kept if it is the same.
+        self._trainer = self._sampler = None
+        wanted = (request.model, request.dtype, request.device)
+        if self._base is None or self._base_source != wanted:
+            self._base = None
+            self._base, self._base_source = load_base(*wanted), wanted
+        policy = PolicyModel(*self._base, settings, name=request.model)
         trainer = Trainer(policy, token_budget=request.token_budget)
         if request.checkpoint:
             load_checkpoint(trainer, Path(request.checkpoint))
