@@ -19,7 +19,8 @@ from krill_tui.tui.screens.runs import RunList, RunsScreen
 from krill_tui.tui.screens.skill_form import SkillForm
 from krill_tui.tui.screens.skills import SkillsScreen
 from krill_tui.tui.screens.training import TrainingScreen
-from krill_tui.tui.widgets.curve_plot import CurvePlot, downsample
+from krill_tui.tui.widgets.chart import downsample
+from krill_tui.tui.widgets.curve_plot import CurvePlot
 from krill_tui.tui.widgets.metric_list import ordered_metrics
 from tests.tui.conftest import drawn, live, replayed, session_of, shown, toasts
 from tests.tui.journals import PLAY, Script, finished_run, running_run
@@ -136,6 +137,13 @@ async def test_a_skill_is_added_in_the_tier_of_the_cursor() -> None:
         await pilot.press(*"Wait", "tab", *"Wait a turn", "ctrl+s")
         added = session_of(app).state.skills["gen_099"]
         assert (added.name, added.principle, added.tier) == ("Wait", "Wait a turn", "Heat")
+
+
+async def test_the_skill_a_search_goes_to_is_the_one_shown() -> None:
+    app = live(running_run())
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("f2", "slash", *"heat")
+        assert "After taking the object go to the microwave" in await drawn(pilot)
 
 
 async def test_a_form_without_a_principle_is_not_saved_and_escape_changes_nothing() -> None:

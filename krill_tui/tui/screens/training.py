@@ -93,7 +93,6 @@ class TrainingScreen(RunScreen):
             plot.display = position < len(names)
             if position < len(names):
                 plot.draw({names[position]: self.bridge.state.curves[names[position]]})
-        self.call_after_refresh(self._draw_charts)
 
     def on_line_list_picked(self, event: LineList.Picked) -> None:
         self.action_toggle_metric()
@@ -117,12 +116,6 @@ class TrainingScreen(RunScreen):
     def action_back(self) -> None:
         if not self.query_one(Pane).clear_search():
             self.dismiss()
-
-    def _draw_charts(self) -> None:
-        """Once more after the layout: a chart that was hidden has a size only now."""
-        for name, plot in zip(self.chosen, self.query(CurvePlot), strict=False):
-            if plot.display:
-                plot.draw({name: self.bridge.state.curves[name]})
 
     def _room(self, columns: int) -> int:
         """How many charts can be read at this size."""

@@ -56,7 +56,7 @@ class LineList(ScrollView, can_focus=True):
 
     @dataclass
     class Moved(Message):
-        """The cursor went to another row."""
+        """The cursor is on another row."""
 
         list: LineList
         row: Row
@@ -72,6 +72,7 @@ class LineList(ScrollView, can_focus=True):
         self.follow = follow
         self._cursor = -1
         """Index of the first line of the row under the cursor, -1 for none."""
+        self._announced = ""
         self._empty: Content = Content("")
         self._empty_strips: tuple[int, list[Strip]] = (-1, [])
 
@@ -112,6 +113,7 @@ class LineList(ScrollView, can_focus=True):
                 self.scroll_to(y=max(0, self._cursor - offset), animate=False)
         else:
             self._cursor = self._pickable(0, 1)
+        self.call_later(self._announce)
         self.refresh()
 
     def select(self, key: str) -> bool:
@@ -191,12 +193,18 @@ class LineList(ScrollView, can_focus=True):
         if not 0 <= index < len(self.rows):
             return
         index = self._group_start(index)
-        moved = index != self._cursor
         self._cursor = index
         self._scroll_to_cursor()
+        self.call_later(self._announce)
         self.refresh()
-        if moved:
-            self.post_message(self.Moved(self, self.rows[index]))
+
+    def _announce(self) -> None:
+        """Say where the cursor is, if that is new. Called later, as the list itself: what a parent's handler
+        posts through its child is not bubbled past that parent."""
+        row = self.cursor_row
+        if row is not None and row.key != self._announced:
+            self._announced = row.key
+            self.post_message(self.Moved(self, row))
 
     def _scroll_to_cursor(self) -> None:
         if self._cursor >= 0:
