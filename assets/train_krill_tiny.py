@@ -1,0 +1,358 @@
+"""Train krill-tiny, the embedded policy, from scratch on text of procedural households.
+
+    python assets/train_krill_tiny.py --out DIR --minutes 60 --seed 0
+
+Stage `base` teaches to read (drills of lookups, then whole episodes, drills kept in to the end); stage `weak` goes
+on with players who often do anything that is possible, so that a beginner comes out who still knows how to read.
+`--diagnose` and `--measure` only test what is in DIR. Everything is logged as JSON lines in DIR/log.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_episodes import Example, SkillMode, Weights, draw_drill, draw_episode
+from tiny_measure import diagnose, measure
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from krill_tui.training.tiny import ASSISTANT, build_model, build_tokenizer
+
+VOCABULARY = 1024
+CONTEXT = 2048
+ROPE_THETA = 1e6
+"""High: most of a head's dimensions then compare contents, whatever the distance."""
+INITIAL_STD = 0.05
+TRAIN_HOUSEHOLDS = range(1_000_000, 2_000_000)
+TEST_HOUSEHOLDS = range(5_000_000, 6_000_000)
+SHAPE = {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "mlp": 384, "head_size": 64}
+
+MODES: tuple[tuple[SkillMode, float], ...] = (
+    ("right", 0.6),
+    ("irrelevant", 0.13),
+    ("none", 0.17),
+    ("wrong", 0.1),
+)
+STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
+"""(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
+WEAK = Weights(vague_thought=1.0, vague_action=0.3)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: token ids, and the loss weight of each."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Drills:
+    """How many of the rows are drills, and how many skills they list at most."""
+
+    share: float
+    most: int = 14
+
+
+class Encoder:
+    """Conversations to rows, as the chat template renders them."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._encode = tokenizer.backend_tokenizer.encode_batch
+        self._think_end = tokenizer.convert_tokens_to_ids("</think>")
+        self._assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
+
+    def row(self, example: Example) -> Row:
+        texts = [
+            f"<|{m['role']}|>{m['content']}" + ("<|end|>" if m["role"] == "assistant" else "")
+            for m in example.messages
+        ]
+        ids: list[int] = []
+        weights: list[float] = []
+        for encoding, (thought, action) in zip(
+            self._encode(texts, add_special_tokens=False), example.weights, strict=True
+        ):
+            part = encoding.ids
+            cut = part.index(self._think_end) + 1 if part[0] == self._assistant else len(part)
+            ids += part
+            weights += [0.0] + [thought] * (cut - 1) + [action] * (len(part) - cut)
+        return Row(ids[:CONTEXT], weights[:CONTEXT])
+
+
+def corpus(rng: Random) -> list[str]:
+    """What the tokenizer is trained on: episodes, and every name in the forms in which the format uses it."""
+    from krill_tui.envs.alfworld.expert import usual_places
+
+    texts = []
+    for mode, _ in MODES:
+        for _ in range(200):
+            example = draw_episode(rng, TRAIN_HOUSEHOLDS, mode, 0.3)
+            texts += [str(m["content"]) for m in example.messages]
+    places = {place for where in usual_places().values() for place in where}
+    for thing in usual_places():
+        texts += [f"{thing}: a {thing} 1"] * 60
+    texts += [f"go to {place} 1: {place}" for place in sorted(places)] * 60
+    texts += [f"[{kind}_{n:03}]" for n in range(1, 61) for kind in ("gen",)] * 20
+    kinds = ("pick", "picktwo", "look", "clean", "heat", "cool")
+    texts += [f"[{kind}_{n:03}]" for n in range(1, 10) for kind in kinds] * 20
+    return texts
+
+
+def set_circuits(model: Any) -> None:
+    """Give the attention a start from which looking things up is soon learnt.
+
+    In the first layer, one head looks one token back and one two: with query and key biases alone, rotary embedding
+    makes the score a function of the distance that peaks there. The first writes the token before into a subspace
+    that the second layer's first head compares with the present token, to copy what follows there: an induction head.
+    From the usual random start lookups stayed at chance for a million tokens. All of it stays trainable.
+    """
+    size, half = model.config.head_dim, model.config.head_dim // 2
+    speeds = torch.tensor([ROPE_THETA ** (-i / half) for i in range(half)])
+    basis, _ = torch.linalg.qr(torch.randn(model.config.hidden_size, model.config.hidden_size))
+    first, second = (model.model.layers[i].self_attn for i in range(2))
+    with torch.no_grad():
+        for head, distance in enumerate((1, 2)):
+            at = head * size
+            first.q_proj.bias[at : at + half] = 8.0
+            first.k_proj.bias[at : at + half] = 8.0 * torch.cos(speeds * distance)
+            first.k_proj.bias[at + half : at + size] = 8.0 * torch.sin(speeds * distance)
+        token, before = basis[:, :size].T, basis[:, size : 2 * size].T
+        first.v_proj.weight[:size], first.o_proj.weight[:, :size] = token, 2 * INITIAL_STD * before.T
+        second.q_proj.weight[:size], second.k_proj.weight[:size] = 1.3 * token, 1.3 * before
+        second.v_proj.weight[:size], second.o_proj.weight[:, :size] = token, 2 * INITIAL_STD * token.T
+
+
+def new_model(vocabulary: int, seed: int) -> Any:
+    """The untrained model."""
+    torch.manual_seed(seed)
+    model = build_model(vocabulary, context=CONTEXT, rope_theta=ROPE_THETA, attention_bias=True, **SHAPE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                # What is written into the residual stream begins small beside the embeddings.
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, INITIAL_STD / 8 if writes else INITIAL_STD)
+    set_circuits(model)
+    return model
+
+
+def draw_batches(
+    rng: Random, encoder: Encoder, tokens: int, count: int, drills: Drills, weak: float | None
+) -> list[list[Row]]:
+    """About `count` batches of rows of like length, of about `tokens` tokens each, in random order.
+
+    `weak`: mean share of vague steps in stage `weak`.
+    """
+    rows, total = [], 0
+    while total < tokens * count:
+        rows.append(draw_row(rng, encoder, drills, weak))
+        total += len(rows[-1].ids)
+    rows.sort(key=lambda row: len(row.ids))
+    batches: list[list[Row]] = [[]]
+    for row in rows:
+        if len(row.ids) * (len(batches[-1]) + 1) > tokens * 1.1 and batches[-1]:
+            batches.append([])
+        batches[-1].append(row)
+    rng.shuffle(batches)
+    return batches
+
+
+def draw_row(rng: Random, encoder: Encoder, drills: Drills, weak: float | None) -> Row:
+    if rng.random() < drills.share:
+        return encoder.row(draw_drill(rng, drills.most))
+    modes: list[SkillMode] = [mode for mode, _ in MODES]
+    mode = rng.choices(modes, [share for _, share in MODES])[0]
+    if weak is None:
+        noise = rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
+        return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, noise))
+    noise = min(1.0, max(0.0, rng.gauss(weak, 0.1)))
+    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, noise, WEAK))
+
+
+def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """ids and weights `[B, T]`, padded on the right with 0."""
+    length = max(len(row.ids) for row in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    weights = torch.zeros(len(rows), length)
+    for n, row in enumerate(rows):
+        ids[n, : len(row.ids)] = torch.tensor(row.ids)
+        weights[n, : len(row.ids)] = torch.tensor(row.weights)
+    return ids, weights
+
+
+def loss_of(model: Any, rows: Sequence[Row], device: str) -> tuple[Tensor, Tensor]:
+    """(sum of weighted cross-entropies, sum of weights)."""
+    ids, weights = (part.to(device) for part in collate(rows))
+    chosen = weights[:, 1:] > 0
+    with torch.autocast(device, torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model.lm_head(hidden[:, :-1][chosen])
+    each = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
+    weight = weights[:, 1:][chosen]
+    return (each * weight).sum(), weight.sum()
+
+
+class Run:
+    """One training: model, optimizer, clock, log."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.out = Path(options.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.rng = Random(options.seed)
+        self.tokenizer = build_tokenizer(corpus(Random(0)), VOCABULARY)
+        self.encoder = Encoder(self.tokenizer)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model: Any = new_model(len(self.tokenizer), options.seed).to(self.device)
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+        self.batches: list[list[Row]] = []
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.05, fused=True
+        )
+
+    def log(self, **values: object) -> None:
+        line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+        with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def train(self, stage: str, seconds: float, peak: float) -> None:
+        """Train for so long; the learning rate warms up over 100 steps and falls linearly to a twentieth."""
+        start, first, last = time.perf_counter(), self.step, 0.0
+        begun, shown = self.seconds, [0.0, 0.0]
+        while (spent := time.perf_counter() - start) < seconds:
+            done = spent / seconds
+            rate = peak * min(1.0, (self.step - first + 1) / 100) * (1.0 - 0.95 * done)
+            total, weight = self._step(stage, done, rate)
+            shown[0] += total
+            shown[1] += weight
+            self.seconds = begun + time.perf_counter() - start
+            if self.step % 100 == 0:
+                self.log(
+                    stage=stage, step=self.step, seconds=self.seconds, tokens=self.tokens, lr=rate,
+                    loss=shown[0] / shown[1], tokens_per_second=self.tokens / self.seconds,
+                )  # fmt: skip
+                shown = [0.0, 0.0]
+            if spent - last > 150:
+                last = spent
+                self.save(stage)
+                self.check()
+        self.save(stage)
+        self.check()
+
+    def _step(self, stage: str, done: float, rate: float) -> tuple[float, float]:
+        options = self.options
+        if not self.batches:
+            drills = Drills(options.drills)
+            if stage == "base":
+                # Short lists first, and almost nothing else.
+                drills = Drills(max(drills.share, min(0.9, 1.0 - 2.5 * done)), min(14, 4 + self.step // 25))
+            weak = options.noise if stage == "weak" else None
+            self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, drills, weak)
+        rows = self.batches.pop()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, weight = loss_of(self.model, rows, self.device)
+        (loss / weight).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.tokens += sum(len(row.ids) for row in rows)
+        return float(loss.detach()), float(weight)
+
+    def check(self) -> None:
+        """Log the stepwise diagnosis on a few held-out households."""
+        start = time.perf_counter()
+        rates = diagnose(self.model, self.tokenizer, TEST_HOUSEHOLDS, episodes=40)
+        self.log(check=rates, step=self.step, seconds=time.perf_counter() - start)
+
+    def save(self, stage: str) -> None:
+        """Write a checkpoint from which `--resume` goes on, and the model as a Hugging Face folder."""
+        folder = self.out / stage
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        state = self.optimizer.state_dict()["state"]
+        tensors = {
+            f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()
+        }
+        partial = self.out / "optimizer.partial"
+        save_file(tensors, partial)
+        os.replace(partial, self.out / "optimizer.safetensors")
+        facts = {"stage": stage, "step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        (self.out / "state.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def resume(self, folder: str) -> None:
+        """Go on from a checkpoint; the data go on from a new seed, as each batch is new anyway."""
+        source = Path(folder)
+        facts = json.loads((source / "state.json").read_text(encoding="utf-8"))
+        self.model.load_state_dict(_weights(source / facts["stage"]), strict=False)
+        self.model.tie_weights()
+        self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
+        self.rng = Random(f"{self.options.seed}/{self.step}")
+        saved = self.optimizer.state_dict()
+        for name, value in load_file(source / "optimizer.safetensors").items():
+            index, _, key = name.partition(".")
+            saved["state"].setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(saved)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", required=True, help="folder for checkpoints, log and models")
+    parser.add_argument("--stage", choices=("base", "weak"), default="base")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
+    parser.add_argument("--noise", type=float, default=0.75, help="stage weak: mean share of vague steps")
+    parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
+    parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
+    parser.add_argument(
+        "--measure", metavar="MODEL", help="only: success of a model folder, before and after SFT"
+    )
+    parser.add_argument("--episodes", type=int, default=128, help="with --diagnose and --measure")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    if options.measure:
+        measure(options.measure, TEST_HOUSEHOLDS, options.episodes, options.seed)
+        return
+    if options.diagnose:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(options.diagnose)
+        tokenizer = AutoTokenizer.from_pretrained(options.diagnose)
+        print(json.dumps(diagnose(model, tokenizer, TEST_HOUSEHOLDS, options.episodes), indent=1))
+        return
+    run = Run(options)
+    if options.resume:
+        run.resume(options.resume)
+    run.log(parameters=sum(p.numel() for p in run.model.parameters()), vocabulary=len(run.tokenizer))
+    run.train(options.stage, options.minutes * 60, options.lr)
+
+
+if __name__ == "__main__":
+    main()
