@@ -289,7 +289,7 @@ def _evolved(state: RunState, event: ev.Evolved) -> None:
 
 
 def _control_changed(state: RunState, event: ev.ControlChanged) -> None:
-    if event.action in ("paused", "resumed"):
+    if event.action in ("paused", "resumed", "cancelled"):  # a cancelled launch leaves nothing held
         state.paused = event.action == "paused"
 
 
