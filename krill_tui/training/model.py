@@ -101,7 +101,9 @@ class PolicyModel:
         batch = batch.to(self.device)
         hidden = self._hidden(batch.ids[:, :-1], adapter)
         logits = self.base.get_output_embeddings()(hidden[batch.rows, batch.columns - 1]).float()
-        scores = score(logits / (temperature or 1.0), batch.targets, batch.choice_rows, batch.choices)
+        if temperature not in (0.0, 1.0):
+            logits = logits / temperature
+        scores = score(logits, batch.targets, batch.choice_rows, batch.choices)
         # Tokens that were forced are not among the scored: probability 1, entropy 0, always right.
         fill = (0.0, 0.0, 1.0)
         where = (batch.rows, batch.columns)
