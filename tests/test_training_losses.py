@@ -17,7 +17,9 @@ from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, k3, token_w
 def test_advantages_are_centred_and_scaled_by_the_unbiased_deviation() -> None:
     # mean 0.5, deviations +-0.5, unbiased std sqrt(4 * 0.25 / 3)
     expected = 0.5 / (math.sqrt(1 / 3) + 1e-4)
-    assert group_advantages([1, 0, 1, 0]) == pytest.approx([expected, -expected, expected, -expected], abs=1e-12)
+    assert group_advantages([1, 0, 1, 0]) == pytest.approx(
+        [expected, -expected, expected, -expected], abs=1e-12
+    )
 
 
 def test_advantages_without_scaling_are_differences_from_the_mean() -> None:
