@@ -120,9 +120,12 @@ def rl(
     steps: Annotated[
         int | None, typer.Option("--steps", help="GRPO steps [150; tiny preset: fewer].")
     ] = None,
+    checkpoint: CheckpointOption = None,
 ) -> None:
     """Phase 4: GRPO, with validations and the evolution of the bank."""
-    typed = {"rl": _given(training_epochs=steps)}
+    if options.run is None and checkpoint is None:
+        checkpoint = _newest_cold_start()
+    typed = {"rl": _given(training_epochs=steps), "policy": _given(adapter=_folder(checkpoint))}
     _start(options, ["rl"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
 
 
