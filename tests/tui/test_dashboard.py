@@ -243,6 +243,18 @@ async def test_the_cursor_stays_on_its_episode_while_others_come_and_go() -> Non
         assert episodes.cursor_row.key == "e0016"
 
 
+async def test_an_untouched_cursor_keeps_to_the_newest_live_episode() -> None:
+    script = running_run()
+    app = live(script, "rl")
+    async with app.run_test(size=SIZE) as pilot:
+        await drawn(pilot)
+        script.finish_episode("e0015", won=True, steps=6)
+        await drawn(pilot)
+        row = dashboard(app).current_pane.list.cursor_row
+        assert row is not None
+        assert row.key == "e0016"
+
+
 async def test_the_log_follows_its_end_until_the_cursor_leaves_it() -> None:
     script = running_run()
     app = live(script, "rl")

@@ -72,6 +72,8 @@ class LineList(ScrollView, can_focus=True):
         self.follow = follow
         self._cursor = -1
         """Index of the first line of the row under the cursor, -1 for none."""
+        self._placed = False
+        """Whether a person put the cursor somewhere; until then, and at the top, it keeps to the first row."""
         self._announced = ""
         self._empty: Content = Content("")
         self._empty_strips: tuple[int, list[Strip]] = (-1, [])
@@ -105,7 +107,7 @@ class LineList(ScrollView, can_focus=True):
         if at_end:
             self._cursor = self._pickable(len(rows) - 1, -1)
             self._scroll_to_cursor()
-        elif before is not None:
+        elif before is not None and self._placed:
             found = self._find(before.key, self._cursor)
             moved = found is not None and found != self._cursor
             self._cursor = self._pickable(min(self._cursor, len(rows) - 1), -1) if found is None else found
@@ -194,6 +196,7 @@ class LineList(ScrollView, can_focus=True):
             return
         index = self._group_start(index)
         self._cursor = index
+        self._placed = index > self._pickable(0, 1)
         self._scroll_to_cursor()
         self.call_later(self._announce)
         self.refresh()
