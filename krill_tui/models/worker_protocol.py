@@ -186,7 +186,8 @@ class ErrorReply(Record):
 
 
 WorkerReply = Annotated[
-    LoadedReply | SampledReply | MetricsReply | ProgressReply | OkReply | ErrorReply, Field(discriminator="kind")
+    LoadedReply | SampledReply | MetricsReply | ProgressReply | OkReply | ErrorReply,
+    Field(discriminator="kind"),
 ]
 
 request_adapter: TypeAdapter[WorkerRequest] = TypeAdapter(WorkerRequest)
