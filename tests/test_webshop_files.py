@@ -70,7 +70,7 @@ def test_unusable_and_repeated_items_are_skipped() -> None:
         ([item(pricing="$" + "9" * 400)], "is not a price"),
         ([item(customization_options=["red"])], "customization_options must be an object"),
         ([item(customization_options={"color": "red"})], "the option group 'color' must be a list"),
-        ([item(customization_options={"color": [{}]})], "has no 'value'"),
+        ([item(customization_options={"color": [{}]})], "has no text as its 'value'"),
         ([item(small_description=[1])], "not a list of texts"),
     ],
 )
@@ -129,8 +129,8 @@ def write_small_set(folder: Path) -> None:
     (folder / "items_ins_v2_1000.json").write_text(json.dumps(extra))
     asked = {
         "instruction": "i want a thing.",
-        "instruction_attributes": ["easy install"],
-        "instruction_options": ["white"],
+        "instruction_attributes": extra[items[0]["asin"]]["attributes"],
+        "instruction_options": [],
     }
     (folder / "items_human_ins.json").write_text(json.dumps({items[0]["asin"]: [asked]}))
 
@@ -155,6 +155,15 @@ def test_genuine_splits_follow_goal_numbers(tmp_path: Path) -> None:
     sizes = source.splits()
     assert sizes["test"] == 500 and sizes["valid"] == 1000 and sizes["train"] > 0
     assert all(int(task.ref) < 500 for task in source.tasks("test", 500))
+
+
+def test_goals_that_nothing_can_meet_are_only_asked_for_when_genuine(tmp_path: Path) -> None:
+    sizes = [{"value": value} for value in ("Standard", "Large")]
+    (tmp_path / "items_shuffle.json").write_text(json.dumps([item(customization_options={"Size": sizes})]))
+    extra = {"attributes": ["good"], "instruction": "Find me good things", "instruction_attributes": ["good"]}
+    (tmp_path / "items_ins_v2.json").write_text(json.dumps({"B000000001": extra}))
+    assert sum(WebshopSource(data_dir=tmp_path).splits().values()) == 1
+    assert sum(WebshopSource(data_dir=tmp_path, genuine=True).splits().values()) == 2
 
 
 def test_what_people_asked_for_can_be_the_goals(tmp_path: Path) -> None:

@@ -207,6 +207,16 @@ def test_texts_are_cut_into_terms_as_lucene_cuts_them(text: str, terms: list[str
     assert analyze(text) == terms
 
 
+def test_attributes_have_a_page_where_they_are_shown() -> None:
+    catalogue, product = shop_of()
+    goal = make_goal(product, "Find me a thing", ("good",), {}, (50.0, ""))
+    session = Session(catalogue, goal, show_attributes=True)
+    for action in ("search[plain]", "click[b000000001]", "click[attributes]"):
+        assert session.accepts(action)
+        session.step(action)
+    assert session.observe().endswith("< Prev [SEP] DUMMY_ATTR [SEP] garden [SEP] things [SEP] A › B")
+
+
 WORDS_AND_STEMS = """
 caresses>caress ponies>poni cats>cat agreed>agre plastered>plaster motoring>motor sing>sing
 hopping>hop falling>fall filing>file happy>happi sky>sky relational>relat digitizer>digit

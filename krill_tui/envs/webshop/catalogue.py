@@ -8,11 +8,13 @@ keys `items`, `attributes` and `human_instructions`.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -110,6 +112,11 @@ def load_products(folder: Path, limit: int | None = None) -> list[Product]:
         UsageError: there is no product file.
         DataError: a file is not what it should be; the message names the file, the item and the field.
     """
+    with _collector_paused():
+        return _load(folder, limit)
+
+
+def _load(folder: Path, limit: int | None) -> list[Product]:
     if (folder / _BUNDLE).is_file():
         bundle = _mapping(_read(folder / _BUNDLE), _BUNDLE)
         return parse_products(
@@ -128,6 +135,18 @@ def load_products(folder: Path, limit: int | None = None) -> list[Product]:
         f"there is no product file in {folder}",
         hint=f"it must hold {' or '.join(name for name, _ in _FILES)}, or {_BUNDLE}",
     )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Millions of new objects without garbage: looking for cycles among them would take most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _read(path: Path) -> Any:
@@ -208,10 +227,17 @@ def _options(groups: Any, where: str) -> dict[str, tuple[str, ...]]:
             continue
         if not isinstance(contents, list):
             raise DataError(f"{where}: the option group {_short(group)} must be a list")
-        records = (_mapping(content, f"{where}: an option of {_short(group)}") for content in contents)
-        values = (_text(record, "value", f"{where}: an option of {_short(group)}") for record in records)
-        options[group.lower()] = tuple(value.strip().replace("/", " | ").lower() for value in values)
+        options[group.lower()] = tuple(
+            _option_value(content, group, where).strip().replace("/", " | ").lower() for content in contents
+        )
     return options
+
+
+def _option_value(content: Any, group: str, where: str) -> str:
+    value = content.get("value") if isinstance(content, dict) else None
+    if not isinstance(value, str):
+        raise DataError(f"{where}: an option of {_short(group)} has no text as its 'value'")
+    return value
 
 
 def _requests(human: Any, where: str) -> tuple[HumanRequest, ...]:

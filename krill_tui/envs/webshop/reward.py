@@ -92,6 +92,19 @@ def score(
     )
 
 
+def can_be_met(product: Product, goal: Goal, price: float) -> bool:
+    """Whether buying the wanted product with the wanted options earns all of the reward.
+
+    It does not where a wanted value holds a colour word inside a longer word (`standard` holds `tan`).
+    """
+    options = (
+        goal.options
+        if isinstance(goal.options, Mapping)
+        else dict(zip(goal.options, goal.options, strict=True))
+    )
+    return score(product, goal, price, options).reward == 1.0
+
+
 def _levels(product_category: str) -> set[str]:
     return {level.strip() for level in product_category.split("›")}
 

@@ -22,6 +22,7 @@ from krill_tui.envs.webshop.goals import (
     synthetic_goals,
 )
 from krill_tui.envs.webshop.pages import ObservationMode
+from krill_tui.envs.webshop.reward import can_be_met
 from krill_tui.envs.webshop.session import Session
 from krill_tui.errors import DataError, UsageError
 from krill_tui.trajectory import Task
@@ -81,8 +82,8 @@ class WebshopEnvironment:
 class WebshopSource:
     """Tasks of one shop: procedural (`size` products), or the products of `data_dir`.
 
-    `genuine` keeps the original where ours differs on purpose: its splits by goal number, its special
-    queries, and shopping on after the purchase. `human_goals` asks for what people asked for, where the
+    `genuine` keeps the original where ours differs on purpose: its splits by goal number, goals that
+    nothing can meet, its special queries, and shopping on after the purchase. `human_goals` asks for what people asked for, where the
     data folder says so, instead of one goal for each combination of options.
 
     Raises:
@@ -124,13 +125,15 @@ class WebshopSource:
 
     @cached_property
     def _numbers(self) -> dict[str, list[int]]:
-        """Split -> numbers of its goals, of the product files."""
-        everything = range(len(self._goals))
+        """Split -> numbers of its goals, of the product files; without those that nothing can meet."""
+        assert self._files is not None
         if self.genuine:
+            everything = range(len(self._goals))
             return {split: list(everything[slice(*ends)]) for split, ends in _GENUINE_SPLITS.items()}
         numbers: dict[str, list[int]] = {split: [] for split in SPLITS}
-        for number in everything:
-            numbers[split_of(self._goals[number])].append(number)
+        for number, goal in enumerate(self._goals):
+            if can_be_met(self._files.by_asin[goal.asin], goal, self._files.prices[goal.asin]):
+                numbers[split_of(goal)].append(number)
         return numbers
 
     def splits(self) -> dict[str, int]:
