@@ -37,7 +37,7 @@ async def play(
     world = env or Corridor(task())
     sink = [] if events is None else events
 
-    async def select(_: Task):
+    async def select(task: Task):
         return (SKILL,), 7
 
     return await run_episode(

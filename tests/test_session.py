@@ -166,10 +166,9 @@ async def test_curation_by_hand_is_journalled_and_undone():
         assert opened.state.skills[skill.id].status is SkillStatus.DISABLED
         assert opened.undo_skill_change()
         assert opened.state.skills[skill.id].status is SkillStatus.ACTIVE
-        changes = [
-            e for e in read_journal(opened.store.events_file) if e.kind in ("skill_added", "skill_changed")
-        ]
-        assert [e.author for e in changes] == ["hand"] * 4
+        said = list(read_journal(opened.store.events_file))
+        authors = [e.author for e in said if isinstance(e, ev.SkillAdded | ev.SkillChanged)]
+        assert authors == ["hand"] * 4
         assert opened.state.skills[skill.id].principle == "mug: cabinet"
 
 

@@ -9,6 +9,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "env": {"backend": "builtin", "world_size": "small", "max_steps": 25},
         "policy": {
             "kind": "local",
+            # One thread: the same numbers on any machine, and a core left for the screen.
+            "threads": 1,
             "constrained": True,
             "prompt_style": "compact",
             "list_admissible": False,

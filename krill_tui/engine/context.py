@@ -16,6 +16,7 @@ from krill_tui.engine.run_store import RunStore
 from krill_tui.engine.state import RunState
 from krill_tui.engine.tokens import TokenStore
 from krill_tui.envs.base import TaskSource
+from krill_tui.errors import EnvironmentFailure
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
 from krill_tui.models.base import Embedder, Policy, Sampling
@@ -24,7 +25,7 @@ from krill_tui.skill import Skill
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.retrieval import Retriever
 from krill_tui.skills.teacher import Teacher
-from krill_tui.trajectory import Task, Trajectory
+from krill_tui.trajectory import StopReason, Task, Trajectory
 
 
 @dataclass
@@ -130,7 +131,7 @@ async def play(
         if on_finished:
             on_finished(rollout)
 
-    return await run_episodes(
+    rollouts = await run_episodes(
         specs,
         ctx.source.open,
         policy,
@@ -141,6 +142,10 @@ async def play(
         select=ctx.select_skills,
         gate=ctx.gate,
     )
+    errors = [r.trajectory.error for r in rollouts if r.trajectory.stop_reason is StopReason.ERROR]
+    if rollouts and len(errors) == len(rollouts):
+        raise EnvironmentFailure(f"every episode broke; the first: {errors[0]}")
+    return rollouts
 
 
 def finished_event(trajectory: Trajectory) -> ev.EpisodeFinished:
