@@ -64,9 +64,18 @@ class WebshopExpert:
             self._current.said += f" . {page.text}"
             self._current.read.add(self._reading)
             return "back to the product", "click[< prev]"
-        if page.kind == "item_page" and self._current:
+        if page.kind == "item_page":
+            self._current = self._shown(page)
             return self._judge(page, wish, self._current, names)
         return "nothing else to do", f"click[{names[0]}]" if names else f"search[{wish.query}]"
+
+    def _shown(self, page: PageView) -> _Candidate:
+        """The product of this page, also where somebody else opened it; the page does not say its ASIN."""
+        if self._current and self._current.listing.title == page.title:
+            return self._current
+        same = (other for other in self._candidates.values() if other.listing.title == page.title)
+        unknown = _Candidate(Listing("", page.title, page.price), page.title)
+        return next(same, unknown)
 
     def _search(self, wish: Wish) -> tuple[str, str]:
         kind = wish.phrases[-1] if wish.phrases else wish.text
@@ -86,18 +95,21 @@ class WebshopExpert:
         best = self._best(wish)
         fresh = [candidate for candidate in shown if candidate.options is None]
         if best in shown and (not fresh or self._steps_left < _CHANGE + len(wish.options) + 2):
-            self._current = best
-            return "the best so far; take it", f"click[{best.listing.asin}]"
-        if not fresh:
-            fresh = shown
+            return "the best so far; take it", self._open(best)
+        fresh = fresh or shown
         # The search knows more of a product than its title says, so its order counts too.
         ranked = {candidate.listing.asin: rank for rank, candidate in enumerate(shown)}
         promise = {
             candidate.listing.asin: self._estimate(candidate, wish) - 0.02 * ranked[candidate.listing.asin]
             for candidate in fresh
         }
-        self._current = max(fresh, key=lambda candidate: promise[candidate.listing.asin])
-        return self._why_open(self._current, wish), f"click[{self._current.listing.asin}]"
+        likeliest = max(fresh, key=lambda candidate: promise[candidate.listing.asin])
+        return self._why_open(likeliest, wish), self._open(likeliest)
+
+    def _open(self, candidate: _Candidate) -> str:
+        self._current = candidate
+        candidate.chosen.clear()
+        return f"click[{candidate.listing.asin}]"
 
     def _why_open(self, candidate: _Candidate, wish: Wish) -> str:
         held = [phrase for phrase in wish.phrases if coverage(phrase, candidate.listing.title) == 1]
