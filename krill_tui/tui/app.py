@@ -89,7 +89,7 @@ class KrillApp(App[None]):
 
     def redraw(self) -> None:
         """Draw the screen in view if anything changed; others are drawn when they are shown."""
-        if self.bridge.take_dirty():
+        if self.is_running and self.bridge.take_dirty():
             for screen in reversed(self.screen_stack):
                 if isinstance(screen, KrillScreen):
                     screen.draw()

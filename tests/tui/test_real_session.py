@@ -31,8 +31,8 @@ async def test_a_phase_is_launched_watched_to_its_end_and_its_bank_edited(tmp_pa
             assert "phase 1/4 Collect" in text
             await pilot.press("enter")
             assert "step 4/4" in await drawn(pilot)
-            await pilot.press("escape", "f2", "a", *"Look", "tab", *"Look first", "ctrl+s")
-            assert "Look first" in await drawn(pilot)
+            await pilot.press("escape", "f2", "a", *"Look", "tab", *"First", "ctrl+s")
+            assert "First" in await drawn(pilot)
             await pilot.press("u")
             assert session.state.skills["gen_001"].status is SkillStatus.RETIRED
         journal = (tmp_path / "runs" / "first-light" / "events.jsonl").read_text()

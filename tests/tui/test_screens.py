@@ -133,10 +133,10 @@ async def test_a_skill_is_edited_and_the_edit_undone() -> None:
 async def test_a_skill_is_added_in_the_tier_of_the_cursor() -> None:
     app = live(running_run())
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("f2", "slash", *"heat", "enter", "a")
-        await pilot.press(*"Wait", "tab", *"Wait a turn", "ctrl+s")
+        await pilot.press("f2", "slash", *"heat_", "enter", "a")
+        await pilot.press(*"Wait", "tab", *"Go", "ctrl+s")
         added = session_of(app).state.skills["gen_099"]
-        assert (added.name, added.principle, added.tier) == ("Wait", "Wait a turn", "Heat")
+        assert (added.name, added.principle, added.tier) == ("Wait", "Go", "Heat")
 
 
 async def test_the_skill_a_search_goes_to_is_the_one_shown() -> None:
@@ -150,7 +150,7 @@ async def test_a_form_without_a_principle_is_not_saved_and_escape_changes_nothin
     app = live(running_run())
     async with app.run_test(size=SIZE) as pilot:
         before = len(session_of(app).script.events)
-        await pilot.press("f2", "a", *"name", "ctrl+s")
+        await pilot.press("f2", "a", "n", "ctrl+s")
         assert isinstance(app.screen, SkillForm)
         assert "needs a name and a principle" in shown(app)
         await pilot.press("escape")
@@ -207,7 +207,7 @@ async def test_metrics_are_chosen_and_the_oldest_gives_way() -> None:
 async def test_hiding_every_metric_shows_none() -> None:
     app = live(running_run())
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("3", "slash", *"entropy", "enter", "enter")
+        await pilot.press("3", "slash", *"ent", "enter", "enter")
         screen = app.screen
         assert isinstance(screen, TrainingScreen)
         assert screen.chosen == ["entropy"]
@@ -276,7 +276,7 @@ async def test_no_runs_is_said() -> None:
 
 async def test_help_lists_every_key_of_the_screen() -> None:
     app = live(running_run())
-    async with app.run_test(size=(120, 100)) as pilot:
+    async with app.run_test(size=(80, 24)) as pilot:
         await pilot.press("question_mark")
         assert isinstance(app.screen, HelpScreen)
         text = str(app.screen.query(Static)[1].render())
@@ -289,7 +289,7 @@ async def test_help_lists_every_key_of_the_screen() -> None:
 async def test_the_palette_goes_to_a_skill_and_to_a_command() -> None:
     app = live(running_run())
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.press("ctrl+p", *"skill heat_002")
+        await pilot.press("ctrl+p", *"at_002")
         await app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.press("enter")

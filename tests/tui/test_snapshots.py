@@ -15,7 +15,6 @@ from tests.tui.journals import Script, finished_run, hostile_run, running_run
 SCREENS = {
     "dashboard": ((120, 40), ()),
     "dashboard_80x24": ((80, 24), ()),
-    "dashboard_200x60": ((200, 60), ()),
     "dashboard_light": ((120, 40), ("f9",)),
     "episode": ((120, 40), ("down", "enter", "left")),
     "skills": ((120, 40), ("f2", "slash", *"heat", "enter")),

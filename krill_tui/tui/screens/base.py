@@ -36,7 +36,7 @@ class KrillScreen(Screen[None]):
 
     def draw(self) -> None:
         """Take the newest state in."""
-        if not self.is_mounted:
+        if not self.is_mounted or not self.is_attached:  # not there yet, or being taken down
             return
         for bar in self.query(StatusBar):
             bar.draw(self.bridge)

@@ -9,7 +9,9 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
 
+from krill_tui.engine.state import RunState
 from krill_tui.tui import keys
+from krill_tui.tui.bridge import Bridge
 from krill_tui.tui.screens.base import RunScreen
 from krill_tui.tui.screens.detail import DetailScreen, event_text
 from krill_tui.tui.screens.episode import EpisodeScreen
@@ -32,17 +34,20 @@ CHART_MIN_HEIGHT = 18
 class CurvesPane(Pane):
     """Bars and sparklines, with a chart of success on top where there is room."""
 
+    def __init__(self, list_: MetricList, *, number: int, id: str) -> None:
+        super().__init__(list_, number=number, id=id)
+        self._plot = CurvePlot()
+
     def compose(self) -> ComposeResult:
-        yield CurvePlot()
+        yield self._plot
         yield from super().compose()
 
-    def draw(self, state: object) -> None:
-        super().draw(self.state if state is None else state)  # pyright: ignore[reportArgumentType]
-        plot = self.query_one(CurvePlot)
+    def draw(self, state: RunState) -> None:
+        super().draw(state)
         curves = self.headline()
-        plot.display = bool(curves) and self.size.height >= CHART_MIN_HEIGHT
-        if plot.display and self.display:
-            plot.draw(curves)
+        self._plot.display = bool(curves) and self.size.height >= CHART_MIN_HEIGHT
+        if self._plot.display and self.display:
+            self._plot.draw(curves)
 
     def headline(self) -> dict[str, list[tuple[float, float]]]:
         """Success, in training and on validation; the loss while there is no success yet."""
@@ -64,26 +69,24 @@ class DashboardScreen(RunScreen):
     SCOPES = ("dashboard", "run", "replay", "app")
     BINDINGS = keys.bindings("dashboard")
 
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge)
+        self.panes = [
+            Pane(SkillTree(), number=1, id="skills-pane"),
+            Pane(EpisodeList(), number=2, id="episodes-pane"),
+            CurvesPane(MetricList(), number=3, id="curves-pane"),
+            Pane(EvolutionLog(), number=4, id="evolution-pane"),
+        ]
+        self.current_pane = self.panes[1]
+        """The one with the focus, else the one that had it last."""
+
     def compose(self) -> ComposeResult:
         yield StatusBar()
-        with Container(id="panes"):
-            yield Pane(SkillTree(), number=1, id="skills-pane")
-            yield Pane(EpisodeList(), number=2, id="episodes-pane")
-            yield CurvesPane(MetricList(), number=3, id="curves-pane")
-            yield Pane(EvolutionLog(), number=4, id="evolution-pane")
+        yield Container(*self.panes, id="panes")
         yield KeyFooter(*self.SCOPES)
 
     def on_mount(self) -> None:
         self._show_pane(2)
-
-    @property
-    def panes(self) -> list[Pane]:
-        return list(self.query(Pane))
-
-    @property
-    def current_pane(self) -> Pane:
-        """The one with the focus, else the one that had it last."""
-        return self.query_one("Pane.-current", Pane)
 
     def draw_content(self) -> None:
         for pane in self.panes:
@@ -145,5 +148,6 @@ class DashboardScreen(RunScreen):
         pane.focus_list()
 
     def _mark_current(self, pane: Pane) -> None:
+        self.current_pane = pane
         for other in self.panes:
             other.set_class(other is pane, "-current")

@@ -60,15 +60,15 @@ class EpisodeScreen(RunScreen):
         self.place: int | None = None
         """Step in view; None follows the last one."""
         self._kept: EpisodeView | None = None
+        self._head = Static(id="episode-head", markup=False)
+        self._told_text, self._done_text = Static(markup=False), Static(markup=False)
+        self._told = VerticalScroll(self._told_text, id="told", can_focus=False)
+        self._done = VerticalScroll(self._done_text, id="done", can_focus=False)
 
     def compose(self) -> ComposeResult:
         yield StatusBar()
-        yield Static(id="episode-head", markup=False)
-        with Horizontal(id="episode-body"):
-            with VerticalScroll(id="told", can_focus=False):
-                yield Static(id="told-text", markup=False)
-            with VerticalScroll(id="done", can_focus=False):
-                yield Static(id="done-text", markup=False)
+        yield self._head
+        yield Horizontal(self._told, self._done, id="episode-body")
         yield KeyFooter(*self.SCOPES)
 
     def on_resize(self, event: events.Resize) -> None:
@@ -77,18 +77,18 @@ class EpisodeScreen(RunScreen):
     def draw_content(self) -> None:
         view = self.bridge.state.episode(self.episode_id) or self._kept
         if view is None:
-            self.query_one("#episode-head", Static).update("This episode is no longer kept in view.")
+            self._head.update("This episode is no longer kept in view.")
             return
         self._kept = view
         index = self._index(view)
-        self.query_one("#episode-head", Static).update(_head(view, index, self.place is None))
+        self._head.update(_head(view, index, self.place is None))
         told, done = _told(view, index), _done(view, index)
         if narrow := self.size.width < TWO_COLUMNS:
             seen = {"Saw": told.pop("Saw")} if "Saw" in told else {}
             done = {**seen, **done, **told}
-        self.query_one("#told").display = not narrow
-        self.query_one("#told-text", Static).update(_joined(told))
-        self.query_one("#done-text", Static).update(_joined(done))
+        self._told.display = not narrow
+        self._told_text.update(_joined(told))
+        self._done_text.update(_joined(done))
 
     def action_scrub(self, steps: int) -> None:
         if self._kept and self._kept.steps:
@@ -109,7 +109,7 @@ class EpisodeScreen(RunScreen):
                 self._go(None)
 
     def action_scroll_text(self, lines: int) -> None:
-        for side in self.query(VerticalScroll):
+        for side in (self._told, self._done):
             side.scroll_relative(y=lines, animate=False)
 
     def _index(self, view: EpisodeView) -> int:
@@ -118,7 +118,7 @@ class EpisodeScreen(RunScreen):
 
     def _go(self, place: int | None) -> None:
         self.place = place
-        for side in self.query(VerticalScroll):
+        for side in (self._told, self._done):
             side.scroll_home(animate=False)
         self.draw()
 

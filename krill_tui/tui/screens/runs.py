@@ -132,28 +132,29 @@ class RunsScreen(KrillScreen):
     SCOPES = ("runs", "screen", "app")
     BINDINGS = keys.bindings("runs")
 
-    def __init__(self, bridge: Bridge, clock: Callable[[float], str] = local_time) -> None:
+    def __init__(self, bridge: Bridge, clock: Callable[[float], str] | None = None) -> None:
         super().__init__(bridge)
-        self.clock = clock
+        self._list = RunList(clock or local_time)
+        self._pane = Pane(self._list)
 
     def compose(self) -> ComposeResult:
         yield StatusBar()
         with Vertical():
-            yield Pane(RunList(self.clock))
+            yield self._pane
         yield KeyFooter(*self.SCOPES)
 
     async def on_mount(self) -> None:
-        self.query_one(Pane).focus_list()
+        self._pane.focus_list()
         await self.action_reload()
 
     def draw_content(self) -> None:
-        self.query_one(Pane).draw(self.bridge.state)
+        self._pane.draw(self.bridge.state)
 
     async def action_reload(self) -> None:
         """Read the folder again, off the event loop."""
         root = paths.runs_dir()
         found = await asyncio.to_thread(lambda: [summarize(root / name) for name in list_runs()])
-        self.query_one(RunList).summaries = [summary for summary in found if summary]
+        self._list.summaries = [summary for summary in found if summary]
         self.draw()
 
     def on_line_list_picked(self, event: LineList.Picked) -> None:
@@ -168,5 +169,5 @@ class RunsScreen(KrillScreen):
             self.post_message(self.Opened("", ReplaySource(run.path)))
 
     def _chosen(self) -> RunSummary | None:
-        row = self.query_one(RunList).cursor_row
+        row = self._list.cursor_row
         return row.data[0] if row else None

@@ -46,26 +46,25 @@ class SkillsScreen(KrillScreen):
     def __init__(self, bridge: Bridge, skill: str = "") -> None:
         super().__init__(bridge)
         self._first = skill
+        self.skill_tree = SkillTree()
+        self._pane = Pane(self.skill_tree)
+        self._text = Static(markup=False)
 
     def compose(self) -> ComposeResult:
         yield StatusBar()
         with Horizontal(id="skills-body"):
-            yield Pane(SkillTree())
+            yield self._pane
             with VerticalScroll(id="skill", can_focus=False):
-                yield Static(id="skill-text", markup=False)
+                yield self._text
         yield KeyFooter(*self.SCOPES)
 
     def on_mount(self) -> None:
-        pane = self.query_one(Pane)
+        pane = self._pane
         pane.draw(self.bridge.state)
         if not self._first or not pane.list.select(self._first):
             skill = next((row.key for row in pane.list.rows if isinstance(row.data, Skill)), "")
             pane.list.select(skill)
         pane.focus_list()
-
-    @property
-    def skill_tree(self) -> SkillTree:
-        return self.query_one(SkillTree)
 
     @property
     def skill(self) -> Skill | None:
@@ -74,7 +73,7 @@ class SkillsScreen(KrillScreen):
         return row.data if row and isinstance(row.data, Skill) else None
 
     def draw_content(self) -> None:
-        self.query_one(Pane).draw(self.bridge.state)
+        self._pane.draw(self.bridge.state)
         self._draw_skill()
 
     def on_line_list_moved(self, event: LineList.Moved) -> None:
@@ -85,11 +84,11 @@ class SkillsScreen(KrillScreen):
             self.action_edit()
 
     def action_back(self) -> None:
-        if not self.query_one(Pane).clear_search():
+        if not self._pane.clear_search():
             self.dismiss()
 
     def action_search(self) -> None:
-        self.query_one(Pane).open_search()
+        self._pane.open_search()
 
     def action_add(self) -> None:
         if self._session():
@@ -185,7 +184,7 @@ class SkillsScreen(KrillScreen):
             text = skill_text(row.data, self.bridge.state)
         else:
             text = tier_text(row.data[0], self.bridge.state)
-        self.query_one("#skill-text", Static).update(text)
+        self._text.update(text)
 
 
 def skill_text(skill: Skill, state: RunState) -> Content:

@@ -47,30 +47,28 @@ class TrainingScreen(RunScreen):
     def __init__(self, bridge: Bridge, metric: str = "") -> None:
         super().__init__(bridge)
         self._first = metric
+        self.metrics = MetricList()
+        self._pane = Pane(self.metrics)
+        self._hint = Static(id="no-charts", markup=False)
+        self._charts = [CurvePlot() for _ in range(MOST_CHARTS)]
+        self._grid = Grid(self._hint, *self._charts, id="charts")
         self._chosen: list[str] | None = [metric] if metric else None
 
     def compose(self) -> ComposeResult:
         yield StatusBar()
         with Horizontal(id="training-body"):
-            yield Pane(MetricList())
-            with Grid(id="charts"):
-                yield Static(id="no-charts", markup=False)
-                for _ in range(MOST_CHARTS):
-                    yield CurvePlot()
+            yield self._pane
+            yield self._grid
         yield KeyFooter(*self.SCOPES)
 
     def on_mount(self) -> None:
-        pane = self.query_one(Pane)
+        pane = self._pane
         pane.draw(self.bridge.state)
         pane.list.select(self._first)
         pane.focus_list()
 
     def on_resize(self, event: events.Resize) -> None:
         self.call_after_refresh(self.draw)
-
-    @property
-    def metrics(self) -> MetricList:
-        return self.query_one(MetricList)
 
     @property
     def chosen(self) -> list[str]:
@@ -84,12 +82,11 @@ class TrainingScreen(RunScreen):
         wide = self.size.width >= TWO_CHARTS
         names = self.chosen[: self._room(2 if wide else 1)]
         self.metrics.chosen = set(names)
-        self.query_one(Pane).draw(self.bridge.state)
-        hint = self.query_one("#no-charts", Static)
-        hint.display = not names
-        hint.update(NOTHING_CHOSEN if self.bridge.state.curves else NO_CURVES)
-        self.query_one("#charts").set_class(len(names) < 2 or not wide, "-single")
-        for position, plot in enumerate(self.query(CurvePlot)):
+        self._pane.draw(self.bridge.state)
+        self._hint.display = not names
+        self._hint.update(NOTHING_CHOSEN if self.bridge.state.curves else NO_CURVES)
+        self._grid.set_class(len(names) < 2 or not wide, "-single")
+        for position, plot in enumerate(self._charts):
             plot.display = position < len(names)
             if position < len(names):
                 plot.draw({names[position]: self.bridge.state.curves[names[position]]})
@@ -111,13 +108,13 @@ class TrainingScreen(RunScreen):
         self.draw()
 
     def action_search(self) -> None:
-        self.query_one(Pane).open_search()
+        self._pane.open_search()
 
     def action_back(self) -> None:
-        if not self.query_one(Pane).clear_search():
+        if not self._pane.clear_search():
             self.dismiss()
 
     def _room(self, columns: int) -> int:
         """How many charts can be read at this size."""
-        height = self.query_one("#charts").size.height
+        height = self._grid.size.height
         return min(MOST_CHARTS, columns * max(1, height // CHART_HEIGHT))

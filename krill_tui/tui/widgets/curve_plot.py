@@ -35,25 +35,26 @@ class CurvePlot(Vertical):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
+        self._names = Static("", markup=False)
         self._chart: Chart | None = None
         self._drawn: object = None
 
     def compose(self) -> ComposeResult:
-        yield Static("", markup=False)
+        yield self._names
 
     def draw(self, curves: Mapping[str, Points]) -> None:
         """Show these metrics; unchanged ones cost nothing."""
         from krill_tui.tui.widgets.chart import COLOURS, Chart
 
         stamp = (tuple((name, len(points)) for name, points in curves.items()), self.app.theme)
-        if stamp == self._drawn:
+        if stamp == self._drawn or not self.is_mounted:
             return
         self._drawn = stamp
         names = [
             (f"━ {one_line(name)}   ", f"${COLOURS[position % len(COLOURS)]}")
             for position, name in enumerate(curves)
         ]
-        self.query_one(Static).update(Content.assemble(*names), layout=False)
+        self._names.update(Content.assemble(*names), layout=False)
         if self._chart is None:
             self._chart = Chart()
             self.mount(self._chart)

@@ -73,17 +73,13 @@ class Pane(Vertical):
         super().__init__(id=id)
         self.list = list_
         self.number = number
+        self.search_input = Input(placeholder=f"search {list_.noun}", select_on_focus=False, compact=True)
+        self.search_input.cursor_blink = False
         self.state = RunState()
 
     def compose(self) -> ComposeResult:
-        search = Input(placeholder=f"search {self.list.noun}", select_on_focus=False, compact=True)
-        search.cursor_blink = False
-        yield search
+        yield self.search_input
         yield self.list
-
-    @property
-    def search_input(self) -> Input:
-        return self.query_one(Input)
 
     def draw(self, state: RunState) -> None:
         """Draw, unless nobody can see it."""
