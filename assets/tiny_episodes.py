@@ -24,12 +24,17 @@ from krill_tui.skill import Skill
 from krill_tui.trajectory import Task
 
 SkillMode = Literal["right", "irrelevant", "wrong", "none"]
+Noise = float | Mapping[str, float]
+"""Share of vague steps, of all or by the kind of step."""
 
 COMPACT = PromptOptions(style="compact", list_admissible=False)
 """The prompt krill-tiny knows."""
 
-VAGUE = ("hmm", "maybe this", "not sure", "let me see")
-"""What a player thinks who then does anything that is possible."""
+VAGUE = ("hmm", "hmm", "hmm", "maybe this", "not sure")
+"""What a player thinks who then does anything that is possible; the first one most often."""
+
+BEGINNER = {"lookup": 0.7, "search": 0.9, "take": 0.5, "transform": 0.55, "put": 0.55}
+"""How often a beginner is vague, by what would have been right (`step_kind`): mostly while it searches."""
 
 _PROCEDURES = {
     "Pick": "put: take it, then put it",
@@ -123,9 +128,9 @@ def relevant_things(task: Task) -> list[str]:
 
 
 def draw_episode(
-    rng: Random, households: range, mode: SkillMode, noise: float, weights: Weights = Weights()
+    rng: Random, households: range, mode: SkillMode, noise: Noise, weights: Weights = Weights()
 ) -> Example:
-    """An episode of the expert who follows the skills of the prompt, with a share `noise` of vague steps."""
+    """An episode of the expert who follows the skills of the prompt, with vague steps in between."""
     seed, world, task = draw_world(rng, households)
     things = relevant_things(task)
     skills = draw_skills(rng, mode, worlds.household(seed).home, things, task.category)
@@ -133,7 +138,7 @@ def draw_episode(
 
 
 def play_expert(
-    rng: Random, game: AlfworldGame, task: Task, skills: Sequence[Skill], noise: float, weights: Weights
+    rng: Random, game: AlfworldGame, task: Task, skills: Sequence[Skill], noise: Noise, weights: Weights
 ) -> Example:
     """Let the expert play, quoting skills with their ids, with vague steps in between."""
     hints = {s.principle.partition(": ")[0]: s for s in skills if s.id.startswith("gen_")}
@@ -148,7 +153,7 @@ def play_expert(
             skill = hints[expert.last_hint]
             thought = f"{skill.principle} [{skill.id}]"
         kind, weight = step_kind(thought), (weights.reply, weights.reply)
-        if rng.random() < noise:
+        if rng.random() < (noise if isinstance(noise, (int, float)) else noise[kind]):
             thought, action = rng.choice(VAGUE), rng.choice(result.admissible)
             kind, weight = "", (weights.vague_thought, weights.vague_action)
         example.messages.append({"role": "assistant", "content": format_reply(thought, action)})

@@ -21,12 +21,14 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_episodes import Example, SkillMode, Weights, draw_drill, draw_episode
+from tiny_episodes import BEGINNER, Example, Noise, SkillMode, Weights, draw_drill, draw_episode
 from tiny_measure import diagnose, measure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from krill_tui.envs.alfworld.expert import usual_places
 from krill_tui.training.tiny import ASSISTANT, build_model, build_tokenizer
+from krill_tui.training.tokens import load_tokenizer
 
 VOCABULARY = 1024
 CONTEXT = 2048
@@ -89,20 +91,18 @@ class Encoder:
         return Row(ids[:CONTEXT], weights[:CONTEXT])
 
 
-def corpus(rng: Random) -> list[str]:
-    """What the tokenizer is trained on: episodes, and every name in the forms in which the format uses it."""
-    from krill_tui.envs.alfworld.expert import usual_places
-
+def corpus(rng: Random, episodes: int = 200) -> list[str]:
+    """What the tokenizer is trained on: episodes of each mode, and every name in the forms of the format."""
     texts = []
     for mode, _ in MODES:
-        for _ in range(200):
+        for _ in range(episodes):
             example = draw_episode(rng, TRAIN_HOUSEHOLDS, mode, 0.3)
             texts += [str(m["content"]) for m in example.messages]
     places = {place for where in usual_places().values() for place in where}
     for thing in usual_places():
         texts += [f"{thing}: a {thing} 1"] * 60
     texts += [f"go to {place} 1: {place}" for place in sorted(places)] * 60
-    texts += [f"[{kind}_{n:03}]" for n in range(1, 61) for kind in ("gen",)] * 20
+    texts += [f"[gen_{n:03}]" for n in range(1, 61)] * 20
     kinds = ("pick", "picktwo", "look", "clean", "heat", "cool")
     texts += [f"[{kind}_{n:03}]" for n in range(1, 10) for kind in kinds] * 20
     return texts
@@ -114,7 +114,7 @@ def set_circuits(model: Any) -> None:
     In the first layer, one head looks one token back and one two: with query and key biases alone, rotary embedding
     makes the score a function of the distance that peaks there. The first writes the token before into a subspace
     that the second layer's first head compares with the present token, to copy what follows there: an induction head.
-    From the usual random start lookups stayed at chance for a million tokens. All of it stays trainable.
+    From the usual random start lookups were still guesses after a million tokens. All of it stays trainable.
     """
     size, half = model.config.head_dim, model.config.head_dim // 2
     speeds = torch.tensor([ROPE_THETA ** (-i / half) for i in range(half)])
@@ -147,11 +147,11 @@ def new_model(vocabulary: int, seed: int) -> Any:
 
 
 def draw_batches(
-    rng: Random, encoder: Encoder, tokens: int, count: int, drills: Drills, weak: float | None
+    rng: Random, encoder: Encoder, tokens: int, count: int, drills: Drills, weak: Noise | None
 ) -> list[list[Row]]:
     """About `count` batches of rows of like length, of about `tokens` tokens each, in random order.
 
-    `weak`: mean share of vague steps in stage `weak`.
+    `weak`: the vague steps of stage `weak`.
     """
     rows, total = [], 0
     while total < tokens * count:
@@ -167,7 +167,7 @@ def draw_batches(
     return batches
 
 
-def draw_row(rng: Random, encoder: Encoder, drills: Drills, weak: float | None) -> Row:
+def draw_row(rng: Random, encoder: Encoder, drills: Drills, weak: Noise | None) -> Row:
     if rng.random() < drills.share:
         return encoder.row(draw_drill(rng, drills.most))
     modes: list[SkillMode] = [mode for mode, _ in MODES]
@@ -175,8 +175,7 @@ def draw_row(rng: Random, encoder: Encoder, drills: Drills, weak: float | None) 
     if weak is None:
         noise = rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
         return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, noise))
-    noise = min(1.0, max(0.0, rng.gauss(weak, 0.1)))
-    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, noise, WEAK))
+    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, weak, WEAK))
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -210,7 +209,9 @@ class Run:
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
         self.rng = Random(options.seed)
-        self.tokenizer = build_tokenizer(corpus(Random(0)), VOCABULARY)
+        # A model knows its own tokenizer only: one that goes on keeps it.
+        kept = _model_folder(options.resume) if options.resume else None
+        self.tokenizer: Any = load_tokenizer(kept) if kept else build_tokenizer(corpus(Random(0)), VOCABULARY)
         self.encoder = Encoder(self.tokenizer)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = new_model(len(self.tokenizer), options.seed).to(self.device)
@@ -258,7 +259,8 @@ class Run:
             if stage == "base":
                 # Short lists first, and almost nothing else.
                 drills = Drills(max(drills.share, min(0.9, 1.0 - 2.5 * done)), min(14, 4 + self.step // 25))
-            weak = options.noise if stage == "weak" else None
+            vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
+            weak = vague if stage == "weak" else None
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, drills, weak)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
@@ -297,7 +299,8 @@ class Run:
         """Go on from a checkpoint; the data go on from a new seed, as each batch is new anyway."""
         source = Path(folder)
         facts = json.loads((source / "state.json").read_text(encoding="utf-8"))
-        self.model.load_state_dict(_weights(source / facts["stage"]), strict=False)
+        weights = load_file(_model_folder(folder) / "model.safetensors")
+        self.model.load_state_dict(weights, strict=False)
         self.model.tie_weights()
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.rng = Random(f"{self.options.seed}/{self.step}")
@@ -308,8 +311,10 @@ class Run:
         self.optimizer.load_state_dict(saved)
 
 
-def _weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
+def _model_folder(checkpoint: str) -> Path:
+    """The model a checkpoint folder holds: that of its last stage."""
+    state = json.loads((Path(checkpoint) / "state.json").read_text(encoding="utf-8"))
+    return Path(checkpoint) / state["stage"]
 
 
 def parse() -> argparse.Namespace:
@@ -324,7 +329,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
-    parser.add_argument("--noise", type=float, default=0.75, help="stage weak: mean share of vague steps")
+    parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
     parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
     parser.add_argument(

@@ -1,0 +1,148 @@
+"""The embedded model as it is shipped: its shape, its language, and that it reads what stands in its prompt."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from krill_tui.envs.alfworld.expert import usual_places
+from krill_tui.paths import asset
+from krill_tui.training.model import ModelSettings, PolicyModel, load_model
+from krill_tui.training.sampler import Sampler
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+sys.path.insert(0, str(ASSETS))
+# Scripts beside the package, not part of it.
+tiny_episodes: Any = importlib.import_module("tiny_episodes")
+tiny_measure: Any = importlib.import_module("tiny_measure")
+train_krill_tiny: Any = importlib.import_module("train_krill_tiny")
+
+UNSEEN = range(7_000_000, 8_000_000)
+
+
+@pytest.fixture(scope="module")
+def policy() -> PolicyModel:
+    torch.set_num_threads(1)
+    return load_model(str(asset("krill-tiny")), ModelSettings())
+
+
+def most_likely(policy: PolicyModel, text: str) -> str:
+    """The token after `text`."""
+    ids = torch.tensor([policy.chat.encode(text)])
+    with torch.no_grad():
+        return policy.chat.decode([int(policy.base(input_ids=ids).logits[0, -1].argmax())])
+
+
+def prompt(skills: list[tuple[str, str, int]], thing: str) -> str:
+    """A turn in which the thought has begun with the name of a thing."""
+    lines = "\n".join(f"{name}: {place} [gen_{number:03}]" for name, place, number in skills)
+    return (
+        f"<|system|>{lines}<|user|>Nothing happens.\nTask: put a {thing} in garbagecan"
+        f"<|assistant|><think>{thing}:"
+    )
+
+
+def test_the_shipped_folder_is_small_and_within_the_promised_shape(policy: PolicyModel) -> None:
+    folder = asset("krill-tiny")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    config = policy.base.config
+    assert size < 16_000_000
+    assert not list(folder.glob("*.bin"))
+    assert 900_000 <= sum(p.numel() for p in policy.base.parameters()) <= 3_000_000
+    assert (config.max_position_embeddings, config.vocab_size <= 1024) == (2048, True)
+
+
+def test_every_name_of_a_thing_is_one_token_in_a_skill_and_in_a_task(policy: PolicyModel) -> None:
+    long = [
+        form
+        for thing in usual_places()
+        for form in (f"{thing}:", f" {thing}")
+        if len(policy.chat.encode(form)) != 1
+    ]
+    assert long == []
+
+
+def test_a_thought_gives_the_place_that_the_skill_of_the_prompt_names(policy: PolicyModel) -> None:
+    things = ["mug", "book", "apple", "pen", "vase", "plate", "towel", "egg"]
+    places = ["cabinet", "drawer", "fridge", "shelf", "desk", "bed", "safe", "dresser"]
+    right = 0
+    for shift in range(8):
+        # The same things, each time elsewhere: only the prompt can tell where.
+        skills = [(thing, places[(n + shift) % 8], 10 + n) for n, thing in enumerate(things)]
+        for thing, place, _ in skills:
+            right += most_likely(policy, prompt(skills, thing)).strip() == place
+    assert right >= 58, f"{right} of 64 lookups"
+
+
+def test_the_thought_quotes_the_id_that_stands_beside_the_place(policy: PolicyModel) -> None:
+    skills = [("mug", "cabinet", 7), ("book", "drawer", 21), ("apple", "shelf", 33), ("pen", "desk", 45)]
+    quoted = [
+        most_likely(policy, f"{prompt(skills, thing)} {place} [gen_") == f"{number:03}"
+        for thing, place, number in skills
+    ]
+    assert sum(quoted) >= 3
+
+
+def test_unconstrained_replies_keep_the_format_and_mostly_name_what_is_possible(policy: PolicyModel) -> None:
+    facts: dict[str, Any] = tiny_measure.play(
+        Sampler(policy), UNSEEN, "right", 24, constrained=False, limit=12
+    )
+    assert facts["unparsed"] <= 0.05
+    assert facts["invalid"] <= 0.4
+
+
+def test_it_is_a_beginner_who_wins_some_unseen_worlds_and_loses_most(policy: PolicyModel) -> None:
+    facts: dict[str, Any] = tiny_measure.play(Sampler(policy), UNSEEN, "right", 24)
+    assert 5 <= facts["success"] <= 60
+    assert facts["invalid"] == 0
+
+
+def test_drawing_the_same_seed_twice_gives_the_same_training_text() -> None:
+    def text() -> list[Any]:
+        rng = tiny_episodes.Random(5)
+        episode = tiny_episodes.draw_episode(rng, UNSEEN, "right", tiny_episodes.BEGINNER)
+        return [*episode.messages, *tiny_episodes.draw_drill(rng).messages]
+
+    assert text() == text()
+
+
+def test_an_expert_episode_quotes_the_right_skill_for_what_the_task_needs() -> None:
+    rng = tiny_episodes.Random(1)
+    lookups = 0
+    for _ in range(20):
+        example = tiny_episodes.draw_episode(rng, UNSEEN, "right", 0.0)
+        system = str(example.messages[0]["content"]).splitlines()
+        for message, kind in zip(example.messages, example.kinds, strict=True):
+            if kind == "lookup":
+                lookups += 1
+                thought = str(message["content"]).partition("</think>")[0].removeprefix("<think>")
+                assert thought in system
+    assert lookups >= 20
+
+
+def test_training_writes_a_model_that_resuming_goes_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_krill_tiny.Run, "check", lambda self: None)
+    whole = train_krill_tiny.corpus
+    monkeypatch.setattr(train_krill_tiny, "corpus", lambda rng: whole(rng, episodes=5))
+    script = "train_krill_tiny.py"
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    monkeypatch.setattr(sys, "argv", [script, "--out", first, "--minutes", "0.02", "--batch", "300"])
+    train_krill_tiny.main()
+    again = ["--resume", first, "--stage", "weak", "--minutes", "0.01", "--batch", "300"]
+    monkeypatch.setattr(sys, "argv", [script, "--out", second, *again])
+    train_krill_tiny.main()
+    before, after = (json.loads((Path(f) / "state.json").read_text()) for f in (first, second))
+    assert before["stage"] == "base" and after["stage"] == "weak"
+    assert after["step"] > before["step"] > 0
+    kept = [(Path(f) / s / "tokenizer.json").read_bytes() for f, s in ((first, "base"), (second, "weak"))]
+    assert kept[0] == kept[1]
+    load_model(str(tmp_path / "second" / "weak"), ModelSettings())
+    capsys.readouterr()
