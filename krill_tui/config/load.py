@@ -15,6 +15,8 @@ from krill_tui.config.presets import PRESETS
 from krill_tui.config.schema import EnvConfig, KrillConfig
 from krill_tui.errors import ConfigError
 
+WEBSHOP_STEPS = 15
+"""Steps of an episode in the paper's WebShop runs."""
 API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
 
 
@@ -42,7 +44,7 @@ def load_config(
     asked = merge(data, overrides or {})
     merged = merge(PRESETS[name], asked)
     merged["preset"] = name
-    _keep_step_limit_of_the_dataset(merged, asked)
+    _suit_the_world(merged, asked)
     try:
         config = KrillConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
@@ -52,12 +54,22 @@ def load_config(
     return config.model_copy(update={"model": config.model.model_copy(update=filled)})
 
 
-def _keep_step_limit_of_the_dataset(merged: dict[str, object], asked: Mapping[str, object]) -> None:
-    """A preset's step limit is for its procedural worlds; genuine games keep the dataset's 50."""
-    env, own = merged.get("env"), asked.get("env")
-    own_limit = isinstance(own, Mapping) and "max_steps" in own
-    if isinstance(env, dict) and env.get("backend", "builtin") != "builtin" and not own_limit:
-        env["max_steps"] = EnvConfig().max_steps
+def _suit_the_world(merged: dict[str, object], asked: Mapping[str, object]) -> None:
+    """What a preset sets for its procedural households and nobody asked for, as the world in use has it.
+
+    Genuine games keep the dataset's step limit. WebShop has its own, and replies there are never bound to the
+    listed actions, because no list holds the queries.
+    """
+    env = merged.get("env")
+    if not isinstance(env, dict):
+        return
+    if env.get("name") == "webshop":
+        suited = {"env": {"max_steps": WEBSHOP_STEPS}, "policy": {"constrained": False}}
+    elif env.get("backend", "builtin") != "builtin":
+        suited = {"env": {"max_steps": EnvConfig().max_steps}}
+    else:
+        return
+    merged.update(merge(merged, merge(suited, asked)))
 
 
 def public_dict(config: KrillConfig) -> dict[str, Any]:

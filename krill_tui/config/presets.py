@@ -6,7 +6,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
     # The embedded default: no network, no key, no download, minutes on two CPU cores.
     "tiny": {
-        "env": {"backend": "builtin", "world_size": "small", "max_steps": 25},
+        "env": {"backend": "builtin", "world_size": "small", "max_steps": 16},
         "policy": {
             "kind": "local",
             # One thread: the same numbers on any machine, and a core left for the screen.
@@ -17,15 +17,16 @@ PRESETS: dict[str, dict[str, object]] = {
         },
         "teacher": {"kind": "builtin"},
         "collect": {"episodes": 64},
-        "sft": {"learning_rate": 2e-3, "batch_size": 16, "epochs": 2, "num_examples": 256},
+        # A short cold start, so that there is something left for RL.
+        "sft": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "num_examples": 64},
         "rl": {
-            "learning_rate": 5e-4,
-            "training_epochs": 12,
+            "learning_rate": 1e-3,
+            "training_epochs": 30,
             "invalid_action_penalty": 0.02,
             "max_prompt_length": 1900,
             "max_response_length": 48,
         },
         "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 4},
-        "evolution": {"validation_interval": 4, "evolution_threshold": 0.7, "episodes": 48},
+        "evolution": {"validation_interval": 6, "evolution_threshold": 0.7, "episodes": 48},
     },
 }
