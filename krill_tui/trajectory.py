@@ -57,7 +57,7 @@ class Step(Record):
     text: str = ""
     """The policy's whole reply, exactly as it was said."""
     valid: bool = True
-    """Parsed, and admissible where the environment lists its actions."""
+    """Parsed, and admissible (or accepted unlisted) where the environment lists its actions."""
     reward: float = 0.0
     latency: float = 0.0
     """Seconds the policy took."""

@@ -87,6 +87,21 @@ def test_keys_are_in_no_repr_and_in_no_file_of_a_run() -> None:
     assert not set(public_dict(config)["model"]) & set(API_KEY_FIELDS)
 
 
+@pytest.mark.parametrize("preset", ["tiny", "paper"])
+def test_webshop_has_its_own_step_limit_and_free_queries_unless_asked_otherwise(preset: str) -> None:
+    shop = {"env": {"name": "webshop"}}
+    config = load_config(preset=preset, overrides=shop, environ={})
+    assert (config.env.max_steps, config.policy.constrained) == (15, False)
+    asked = merge(shop, {"env": {"max_steps": 7}, "policy": {"constrained": True}})
+    config = load_config(preset=preset, overrides=asked, environ={})
+    assert (config.env.max_steps, config.policy.constrained) == (7, True)
+
+
+def test_a_step_limit_of_procedural_households_is_not_one_of_genuine_games() -> None:
+    assert load_config(environ={}).env.max_steps == PRESETS["tiny"]["env"]["max_steps"]  # type: ignore[index]
+    assert load_config(overrides={"env": {"backend": "games"}}, environ={}).env.max_steps == 50
+
+
 def test_what_a_run_keeps_loads_again_as_the_same_config(write) -> None:
     config = load_config(overrides={"seed": 3, "env": {"max_steps": 9}}, environ={})
     assert load_config(write(public_dict(config)), environ={}) == config

@@ -8,9 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from krill_tui.agent.actions import format_reply
 from krill_tui.envs.base import Expert, StepResult
+from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.models.base import ActReply, ActRequest
 from krill_tui.skill import Skill
 
+_WORD = re.compile(r"[a-z]+")
+_QUERY_WORDS = 3
 _LOCATION = re.compile(r"([a-z]+): ([a-z]+(?:, [a-z]+)*)")
 
 
@@ -25,7 +28,7 @@ def location_hints(skills: Sequence[Skill]) -> dict[str, tuple[tuple[str, ...], 
 
 
 class RandomPolicy:
-    """Any admissible action, by the episode's seed."""
+    """Any admissible action, by the episode's seed; a query is a few words of the observation."""
 
     name = "random"
 
@@ -35,6 +38,9 @@ class RandomPolicy:
     async def act(self, request: ActRequest) -> ActReply:
         rng = self._rngs.setdefault(request.episode, random.Random(request.seed))
         action = rng.choice(list(request.admissible)) if request.admissible else "look"
+        if action == QUERY_HINT:
+            words = sorted(set(_WORD.findall(request.observation)))
+            action = f"search[{' '.join(rng.sample(words, min(_QUERY_WORDS, len(words))))}]"
         return ActReply(text=format_reply("", action))
 
     async def start(self, episode: str) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 from krill_tui.agent.actions import citations, parse_reply
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_turn
-from krill_tui.envs.base import Environment, StepResult
+from krill_tui.envs.base import Environment, FreeActions, StepResult
 from krill_tui.errors import KrillError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.models.base import ActReply, ActRequest, Message, Policy, Sampling
@@ -162,7 +162,9 @@ async def _play(
         emit(_started(spec, episode, env.task, policy, options.max_steps))
         for index in range(options.max_steps):
             await gate.wait()
-            step, reply = await _turn(spec, index, messages, result, episode.skills, policy, options.sampling)
+            step, reply = await _turn(
+                spec, index, messages, env, result, episode.skills, policy, options.sampling
+            )
             if reply.finish == "context":
                 return StopReason.CONTEXT_LIMIT
             episode.log.add(reply)
@@ -189,6 +191,7 @@ async def _turn(
     spec: EpisodeSpec,
     index: int,
     messages: Sequence[Message],
+    env: Environment,
     result: StepResult,
     skills: tuple[Skill, ...],
     policy: Policy,
@@ -207,7 +210,6 @@ async def _turn(
         )
     )
     parsed = parse_reply(reply.text)
-    valid = bool(parsed.action) and (not result.admissible or parsed.action in result.admissible)
     step = Step(
         index=index,
         observation=result.observation,
@@ -215,10 +217,18 @@ async def _turn(
         thought=parsed.thought,
         action=parsed.action,
         text=reply.text,
-        valid=valid,
+        valid=_is_valid(env, result, parsed.action),
         latency=round(time.perf_counter() - began, 4),
     )
     return step, reply
+
+
+def _is_valid(env: Environment, result: StepResult, action: str) -> bool:
+    """Where nothing is listed, any action is."""
+    if not action:
+        return False
+    listed = not result.admissible or action in result.admissible
+    return listed or (isinstance(env, FreeActions) and env.accepts(action))
 
 
 def _started(

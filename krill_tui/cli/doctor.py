@@ -68,6 +68,7 @@ def collect_facts(config: KrillConfig) -> dict[str, dict[str, Any]]:
         "models": {"krill-tiny": _embedded_model()},
         "keys": {name: "set" if getattr(model, name) else "not set" for name in API_KEY_FIELDS},
         "alfworld": _alfworld_data(config),
+        "webshop": _webshop_data(config),
         "runs": {"folder": str(paths.runs_dir().resolve())},
         "presets": {"known": ", ".join(sorted(PRESETS)), "used": config.preset},
         "config": public_dict(config),
@@ -109,6 +110,19 @@ def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
     except KrillError as error:
         return {"games": f"none ({error})"}
     return {"games": str(source.root), **source.splits(), "content hash": source.content_hash()}
+
+
+def _webshop_data(config: KrillConfig) -> dict[str, Any]:
+    """The shop that would be played, with the goals of each split (-1: unbounded) and the hash of its results."""
+    from krill_tui.envs.webshop.source import WebshopSource
+
+    folder = config.env.webshop_data
+    try:
+        source = WebshopSource(config.seed, data_dir=Path(folder) if folder else None)
+    except KrillError as error:
+        return {"shop": f"none ({error})"}
+    shop = folder or f"procedural, {source.size} products"
+    return {"shop": shop, **source.splits(), "content hash": source.content_hash()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:

@@ -99,10 +99,7 @@ def resolve_config(
     path = options.config
     if path is None and stored is not None and stored.exists() and options.preset is None:
         path = stored
-    config = load_config(path, preset=options.preset, overrides=merge(options.overrides(), typed or {}))
-    if config.env.name == "webshop":
-        raise UsageError("WebShop cannot be played yet", hint="use --env alfworld")
-    return config
+    return load_config(path, preset=options.preset, overrides=merge(options.overrides(), typed or {}))
 
 
 def parse_assignment(assignment: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krill_tui.cli.options import Options, resolve_config
+from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def step_facts(step: int, action: str | None, result: StepResult) -> dict[str, o
         "step": step,
         "action": action,
         "observation": result.observation,
-        "admissible": sorted(result.admissible),
+        "admissible": list(result.admissible),
         "reward": result.reward,
         "done": result.done,
         "won": result.won,
@@ -99,9 +100,10 @@ def _find_game(
     if game is not None:
         from krill_tui.envs.alfworld.source import GamesSource
 
-        if config.env.backend == "http" or (options.mock is True):
+        if config.env.name != "alfworld" or config.env.backend == "http" or (options.mock is True):
             raise UsageError(
-                "--game plays a genuine game file", hint="leave out --mock, --live and --backend http"
+                "--game plays a genuine ALFWorld game file",
+                hint="leave out --env webshop, --mock, --live and --backend http",
             )
         source: TaskSource = GamesSource.from_game(game)
     else:
@@ -172,9 +174,13 @@ def _ask(console, result: StepResult, hint: tuple[str, str]) -> str | None:
             thought, action = hint
             _say(console, f"hint: {action}" + (f" ({thought})" if thought else ""))
         elif line.isdigit() and result.admissible:
-            if 1 <= int(line) <= len(result.admissible):
-                return result.admissible[int(line) - 1]
-            _say(console, f"there are commands 1 to {len(result.admissible)}")
+            chosen = int(line) - 1
+            if chosen not in range(len(result.admissible)):
+                _say(console, f"there are commands 1 to {len(result.admissible)}")
+            elif result.admissible[chosen] == QUERY_HINT:
+                _say(console, "type it with words of your own, like: search[red mug]")
+            else:
+                return result.admissible[chosen]
         elif line:
             return line
 

@@ -21,6 +21,8 @@ from krill_tui.skills.retrieval import RetrievalOptions
 from krill_tui.skills.teacher import Teacher
 from krill_tui.trajectory import Task
 
+LIVE_SERVERS = {"alfworld": "http://localhost:3000", "webshop": "http://localhost:3001"}
+
 
 def build_source(config: KrillConfig) -> TaskSource:
     """The games of the config.
@@ -29,17 +31,32 @@ def build_source(config: KrillConfig) -> TaskSource:
         UsageError: the world or backend cannot be played here; says what to do.
     """
     env = config.env
-    if env.name != "alfworld":
-        raise UsageError(
-            f"environment '{env.name}' is not playable in this version", hint="use --env alfworld"
-        )
     if env.backend == "http":
         from krill_tui.envs.remote import HttpSource
 
-        return HttpSource(env.url or "http://localhost:3000", env=env.name)
+        return HttpSource(env.url or LIVE_SERVERS[env.name], env=env.name)
+    if env.name == "webshop":
+        return _build_shop(config)
     data_dir = env.data_dir or os.environ.get("ALFWORLD_DATA", "")
     return open_source(
         env.backend, data_dir=Path(data_dir) if data_dir else None, size=env.world_size, seed=config.seed
+    )
+
+
+def _build_shop(config: KrillConfig) -> TaskSource:
+    from krill_tui.envs.webshop.source import WebshopSource
+
+    env = config.env
+    if env.backend != "builtin":
+        raise UsageError(
+            f"WebShop has no backend '{env.backend}'",
+            hint="use --backend builtin, where env.webshop_data may name a folder of genuine product files",
+        )
+    return WebshopSource(
+        config.seed,
+        data_dir=Path(env.webshop_data) if env.webshop_data else None,
+        observation_mode=env.observation_mode,
+        max_steps=env.max_steps,
     )
 
 
@@ -119,6 +136,16 @@ def policy_model(config: KrillConfig) -> str:
     return str(folder)
 
 
+def untrained_for(config: KrillConfig) -> str:
+    """What to know before the embedded model plays a world it never saw; empty where there is nothing."""
+    if config.policy.kind != "local" or config.policy.model or config.env.name == "alfworld":
+        return ""
+    return (
+        "the embedded model krill-tiny was trained on household worlds only: in WebShop expect next to no success "
+        "and next to no learning; policy.model names another model"
+    )
+
+
 def demonstrator(source: TaskSource) -> ExpertPolicy:
     """The expert that follows the skills of its prompt and quotes them."""
 
@@ -128,8 +155,8 @@ def demonstrator(source: TaskSource) -> ExpertPolicy:
 class TaskPlan:
     """Which games serve which purpose, so that no two purposes share one.
 
-    Procedural splits are endless and disjoint. Of a genuine train split the last games (by the seeded order) are the
-    evolve split; the rest is for collection, demonstrations and RL, round and round.
+    Procedural splits are endless and disjoint. A finite train split serves collection, demonstrations and RL round
+    and round; where there is no evolve split, its last games (by the seeded order) are that.
     """
 
     def __init__(self, source: TaskSource, config: KrillConfig) -> None:
@@ -139,9 +166,9 @@ class TaskPlan:
         self._evolve: Sequence[Task] = ()
         self._splits = source.splits()
         split = config.env.train_split
-        if "evolve" not in self._splits and split in self._splits:
+        if self._splits.get(split, -1) > 0:
             tasks = source.tasks(split, self._splits[split], seed=config.seed)
-            held = min(config.evolution.episodes, len(tasks) // 5)
+            held = 0 if "evolve" in self._splits else min(config.evolution.episodes, len(tasks) // 5)
             self._train, self._evolve = tasks[: len(tasks) - held], tasks[len(tasks) - held :]
 
     def train(self, offset: int, count: int) -> list[Task]:

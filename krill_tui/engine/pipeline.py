@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from krill_tui.engine import phases
-from krill_tui.engine.build import TaskPlan, build_program_policy
+from krill_tui.engine.build import TaskPlan, build_program_policy, untrained_for
 from krill_tui.engine.context import RunContext
 from krill_tui.engine.reinforce import reinforce
 from krill_tui.engine.trainer import Trainer
@@ -50,6 +50,8 @@ class Pipeline:
             "evaluate-sft": partial(self._evaluate, "sft"),
             "evaluate-rl": partial(self._evaluate, "rl"),
         }
+        if stage != "distill" and (warning := untrained_for(self.ctx.config)):
+            self.ctx.note_once(warning, "warning")
         await stages[stage]()
 
     async def _collect(self) -> None:

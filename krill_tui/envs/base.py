@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from krill_tui.trajectory import Task
 
@@ -18,7 +18,7 @@ class StepResult:
 
     observation: str
     admissible: tuple[str, ...] = ()
-    """Sorted; empty where the environment does not list its actions."""
+    """In the world's own order (ALFWorld: sorted); empty where the environment does not list its actions."""
     reward: float = 0.0
     """Reward of this step alone."""
     done: bool = False
@@ -43,6 +43,15 @@ class Environment(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class FreeActions(Protocol):
+    """An environment whose list cannot hold every action: a query is anybody's words."""
+
+    def accepts(self, action: str) -> bool:
+        """Whether the environment would act on this text now, listed or not."""
+        ...
 
 
 class Expert(Protocol):

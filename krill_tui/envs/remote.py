@@ -21,6 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from krill_tui.envs.alfworld import text
 from krill_tui.envs.alfworld.expert import AlfworldExpert
 from krill_tui.envs.base import Environment, Expert, StepResult
+from krill_tui.envs.webshop.expert import WebshopExpert
+from krill_tui.envs.webshop.reading import read_page
+from krill_tui.envs.webshop.session import parse_action
 from krill_tui.errors import EnvironmentFailure, UsageError
 from krill_tui.trajectory import Task
 
@@ -82,7 +85,7 @@ class HttpSource:
         return HttpEnvironment(task, self.url, transport, self._timeout)
 
     def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> Expert:
-        return AlfworldExpert(hints)
+        return WebshopExpert() if self.env == "webshop" else AlfworldExpert(hints)
 
     def content_hash(self) -> str:
         """Which games a server plays cannot be known: only where it was."""
@@ -107,7 +110,7 @@ class HttpEnvironment:
         reply = await self._post("/reset", {"task_id": self.task.ref, "session_id": self._session})
         self.task = _described(self.task, reply)
         self._reward = 0.0
-        self._last = _result(reply, reward=0.0, done=False, won=False)
+        self._last = self._result(reply, reward=0.0, done=False, won=False)
         return self._last
 
     async def step(self, action: str) -> StepResult:
@@ -117,11 +120,24 @@ class HttpEnvironment:
             return self._last
         reply = await self._post("/step", {"action": action, "session_id": self._session})
         self._reward += reply.reward
-        self._last = _result(reply, reward=reply.reward, done=reply.done, won=self._won(reply))
+        self._last = self._result(reply, reward=reply.reward, done=reply.done, won=self._won(reply))
         return self._last
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    def accepts(self, action: str) -> bool:
+        """Whether a shop would act on this unlisted text: any search, and clicks however they are written."""
+        if self.task.env != "webshop" or self._last is None:
+            return False
+        name, argument = parse_action(action)
+        return name == "search" or (name == "click" and f"click[{argument}]" in self._last.admissible)
+
+    def _result(self, reply: ServerReply, *, reward: float, done: bool, won: bool) -> StepResult:
+        """A shop's actions stay in page order."""
+        actions = dict.fromkeys(reply.available_actions or ())
+        admissible = tuple(actions if self.task.env == "webshop" else sorted(actions))
+        return StepResult(reply.observation, admissible, reward, done, won, dict(reply.info or {}))
 
     def _won(self, reply: ServerReply) -> bool:
         said = (reply.info or {}).get("won")
@@ -170,14 +186,10 @@ async def _read(response: httpx.Response, where: str) -> bytes:
     return bytes(data)
 
 
-def _result(reply: ServerReply, *, reward: float, done: bool, won: bool) -> StepResult:
-    admissible = tuple(sorted(set(reply.available_actions or ())))
-    return StepResult(reply.observation, admissible, reward, done, won, dict(reply.info or {}))
-
-
 def _described(task: Task, reply: ServerReply) -> Task:
     """The task with what the server says of it, or what its first observation shows."""
-    sentence = reply.task_description or text.task_sentence(reply.observation) or reply.observation
+    shown = read_page(reply.observation, ()).instruction if task.env == "webshop" else ""
+    sentence = reply.task_description or shown or text.task_sentence(reply.observation) or reply.observation
     description = " ".join(sentence.split()).removesuffix(".")[:2000]
     goal = text.parse_task(description)
     category = reply.task_category or (goal.category if goal else "")

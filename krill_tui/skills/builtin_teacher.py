@@ -52,6 +52,21 @@ _LESSONS = {
         "act: name only things that are here",
         "an action was not possible",
     ),
+    "unbought": (
+        "Buy before the steps end",
+        "buy: take the best product seen before the steps end",
+        "few steps are left",
+    ),
+    "unchosen": (
+        "Choose every option asked for",
+        "choose: click each option that is asked for, then buy",
+        "a product comes in several options",
+    ),
+    "dear": (
+        "Mind the price",
+        "price: go back when a product costs more than asked",
+        "a product's page is open",
+    ),
 }
 
 
@@ -95,7 +110,7 @@ class _Survey:
 
 
 class BuiltinTeacher:
-    """Mines ALFWorld episodes; of other worlds it only knows the lessons that hold everywhere."""
+    """Mines ALFWorld episodes for all kinds of skills, and WebShop episodes for lessons only."""
 
     is_llm = False
 

@@ -1,4 +1,4 @@
-"""What an ALFWorld episode shows to a program: where things were, what order won, what went wrong."""
+"""What an episode shows to a program: where things were and what order won (ALFWorld), what went wrong (all)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from krill_tui.envs.alfworld.text import object_type, parse_task, placed, sight, taken, treated
+from krill_tui.skills.purchases import purchase
 from krill_tui.trajectory import Step, Trajectory
 
 _USE = re.compile(r"use (?P<object>[a-z]+) \d+")
@@ -40,6 +41,12 @@ class Faults:
     """Went to the same places again and again without taking anything in between."""
     invalid: bool = False
     """A third of the actions or more were not possible."""
+    unbought: bool = False
+    """Left the shop with nothing."""
+    unchosen: bool = False
+    """Bought something without an option that was asked for."""
+    dear: bool = False
+    """Bought something above the price that was asked for."""
 
 
 def answers(trajectory: Trajectory) -> Iterator[tuple[Step, str]]:
@@ -92,11 +99,22 @@ def deeds(trajectory: Trajectory) -> tuple[Deed, ...]:
 
 def faults(trajectory: Trajectory) -> Faults:
     """What went wrong in an episode that was not won."""
+    repeated = _repeats(trajectory)
+    invalid = trajectory.invalid_actions * 3 >= max(len(trajectory.steps), 1)
+    if trajectory.env == "webshop":
+        bought = purchase(trajectory)
+        return Faults(
+            repeated=repeated,
+            invalid=invalid,
+            unbought=bought is None,
+            unchosen=bought is not None and bool(bought.unchosen),
+            dear=bought is not None and bought.dear,
+        )
     return Faults(
-        repeated=_repeats(trajectory),
+        repeated=repeated,
+        invalid=invalid,
         unopened=_passes_closed(trajectory),
         revisited=_revisits(trajectory),
-        invalid=trajectory.invalid_actions * 3 >= max(len(trajectory.steps), 1),
     )
 
 

@@ -6,9 +6,10 @@ Nothing here is HTML: what stands in a product's text stays text.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from krill_tui.envs.webshop.catalogue import Product
+if TYPE_CHECKING:  # a command that only knows how pages are written needs no search engine
+    from krill_tui.envs.webshop.catalogue import Product
 
 ObservationMode = Literal["text", "text_rich"]
 PageKind = Literal["index", "search_results", "item_page", "item_sub_page", "done"]

@@ -84,7 +84,8 @@ class WebshopSource:
 
     `genuine` keeps the original where ours differs on purpose: its splits by goal number, goals that
     nothing can meet, its special queries, and shopping on after the purchase. `human_goals` asks for what people asked for, where the
-    data folder says so, instead of one goal for each combination of options.
+    data folder says so, instead of one goal for each combination of options. `max_steps` is what the expert
+    reckons with.
 
     Raises:
         UsageError: too few products, or no product file in `data_dir`.
@@ -102,6 +103,7 @@ class WebshopSource:
         observation_mode: ObservationMode = "text",
         genuine: bool = False,
         human_goals: bool = False,
+        max_steps: int = 15,
     ) -> None:
         if data_dir is None and size < _LEAST_PRODUCTS:
             raise UsageError(f"a shop of {size} products is too small", hint=f"at least {_LEAST_PRODUCTS}")
@@ -109,6 +111,7 @@ class WebshopSource:
         self.size = size
         self.observation_mode: ObservationMode = observation_mode
         self.genuine = genuine
+        self._max_steps = max_steps
         self._human_goals = human_goals
         self._files = Catalogue(load_products(data_dir), seed=seed) if data_dir else None
         if self._files and not self._goals:
@@ -194,7 +197,7 @@ class WebshopSource:
 
     def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> WebshopExpert:
         """A planner for one episode; hints name places of a household, and a shop has none."""
-        return WebshopExpert()
+        return WebshopExpert(self._max_steps)
 
     def content_hash(self) -> str:
         digest = hashlib.sha256(f"{self.seed}/{self.genuine}/{self._human_goals}".encode())
