@@ -15,7 +15,7 @@ from krill_tui.agent.policies import ExpertPolicy
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, RolloutOptions
 from krill_tui.envs.alfworld.source import BuiltinSource
-from krill_tui.envs.base import Environment
+from krill_tui.envs.base import Environment, FreeActions
 from krill_tui.envs.remote import LONGEST_ANSWER, HttpSource
 from krill_tui.errors import EnvironmentFailure, UsageError
 from krill_tui.models.base import Sampling
@@ -127,6 +127,28 @@ async def test_many_episodes_are_played_at_once_and_won() -> None:
     assert len(household.sessions) == 12
     expected = [household.source.open(task).task.category for task in household.source.tasks("train", 12)]
     assert [t.category for t in trajectories] == expected
+
+
+async def test_a_live_shop_keeps_page_order_and_takes_any_query() -> None:
+    listed = ["search[<your query>]", "click[search]", "click[back to search]"]
+
+    async def handler(path: str, body: dict[str, Any]) -> bytes:
+        page = "WebShop [SEP] Instruction: [SEP] Find me mugs [SEP] Search"
+        return answer({"observation": page, "available_actions": listed})
+
+    async with serving(handler) as url:
+        source = HttpSource(url, env="webshop")
+        env = source.open(source.tasks("train", 1)[0])
+        first = await env.reset()
+        assert isinstance(env, FreeActions)
+        accepted = [
+            env.accepts(a) for a in ("search[mugs]", "click[Back to Search]", "click[buy now]", "mugs")
+        ]
+        await env.close()
+    assert list(first.admissible) == listed
+    assert env.task.description == "Find me mugs"
+    assert accepted == [True, True, False, False]
+    assert source.expert().act(first)[1] == "search[mugs]"
 
 
 async def test_an_ended_episode_repeats_its_last_result_and_asks_no_more() -> None:
