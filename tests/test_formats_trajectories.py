@@ -9,12 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from krill_tui.errors import DataError
-from krill_tui.skills.formats.eto import convert_eto
-from krill_tui.skills.formats.trajectories import load_trajectories, save_trajectories
-from krill_tui.trajectory import StopReason
+from krill_tui.skills.formats.records import ConvertReport
+from krill_tui.skills.formats.trajectories import convert_file, load_trajectories, save_trajectories
+from krill_tui.trajectory import StopReason, Trajectory
 from tests.episodes import LOST, ROOM, episode
 
 GAME = "/data/alfworld/json_2.1.1/train/pick_heat_then_place_in_recep-Mug-None-Shelf-7/trial_T1/game.tw-pddl"
+
+
+def convert_eto(path: Path, max: int | None = None) -> ConvertReport[Trajectory]:
+    return convert_file(path, "eto", max)
 
 
 def talk(*turns: str, **fields: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from krill_tui.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from krill_tui.skills.formats.banks import BankFacts
+    from krill_tui.skills.formats.records import ConvertReport
     from krill_tui.trajectory import Trajectory
 
 REFUSED_SHOWN = 10
@@ -28,20 +30,20 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Print what a skill bank holds; also reads trajectories, and the bank of a run."""
-    if path.is_dir():
+    if os.path.isdir(path):
         path = path / "skill_bank.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: there is no such file")
     from krill_tui.skills.formats.banks import inspect_bank
-    from krill_tui.skills.formats.trajectories import load_trajectories
+    from krill_tui.skills.formats.trajectories import holds_trajectories, load_trajectories
 
     try:
         bank = inspect_bank(path)
     except DataError as no_bank:
         try:
             trajectories = load_trajectories(path)
-        except DataError:
-            raise no_bank from None
+        except DataError as no_trajectories:
+            raise (no_trajectories if holds_trajectories(path) else no_bank) from None
         _print_trajectories(path, trajectories, as_json)
         return
     _print_bank(path, bank, as_json)
@@ -49,27 +51,68 @@ def inspect(
 
 def convert(
     options: Options,
-    source_format: Annotated[str, typer.Argument(metavar="FORMAT", help="eto: ETO's sft-trajectory files.")],
-    source: Annotated[Path, typer.Argument(metavar="IN", help="File to read.")],
+    source_format: Annotated[
+        str,
+        typer.Argument(
+            metavar="FORMAT",
+            help="eto, rust, skillrl or agentgym: what IN holds; to-rust: what OUT shall hold.",
+        ),
+    ],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="File to read: a JSON list, or .jsonl.")],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Trajectories to write.")],
-    limit: Annotated[int, typer.Option("--max", min=1, help="Records to convert at most.")] = 100,
+    limit: Annotated[
+        int | None, typer.Option("--max", min=1, help="Records to convert at most; eto: 100, others: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Convert trajectories of other projects."""
-    if source_format != "eto":
-        raise UsageError(f"'{source_format}' cannot be converted", hint="known: eto")
-    from krill_tui.skills.formats.eto import convert_eto
-    from krill_tui.skills.formats.trajectories import save_trajectories
+    """Convert trajectories of other projects to Krill's, or Krill's to the Rust project's (to-rust)."""
+    from krill_tui.skills.formats import trajectories as formats
 
-    report = convert_eto(source, max=limit)
-    save_trajectories(output, report.trajectories)
-    print(f"wrote {output}: {report.converted} trajectories of {report.read} records")
-    for index, why in report.refused[:REFUSED_SHOWN]:
-        print(f"  record {index} left out: {why}")
-    if len(report.refused) > REFUSED_SHOWN:
-        print(f"  and {len(report.refused) - REFUSED_SHOWN} more left out")
+    if source_format not in (*formats.FOREIGN, "to-rust"):
+        known = ", ".join((*formats.FOREIGN, "to-rust"))
+        raise UsageError(f"'{source_format}' cannot be converted", hint=f"known: {known}")
+    if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
+        raise UsageError(f"{output} would be written over what is read", hint="name another file for OUT")
+    if source_format == "to-rust":
+        made = formats.convert_to_rust(source, limit)
+        formats.save_rust(output, made.trajectories)
+        categories = Counter(str(record["task_category"]) for record in made.trajectories)
+        _print_converted(source_format, output, made, categories, as_json)
+        return
+    report = formats.convert_file(source, source_format, limit or formats.DEFAULT_MAX.get(source_format))
+    formats.save_trajectories(output, report.trajectories)
+    _print_converted(source_format, output, report, Counter(t.category for t in report.trajectories), as_json)
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "convert": convert}
+
+
+def _print_converted(
+    source_format: str, output: Path, report: ConvertReport, categories: Counter[str], as_json: bool
+) -> None:
+    counts = {"read": report.read, "converted": report.converted, "refused": len(report.refused)}
+    if as_json:
+        facts = {
+            "format": source_format,
+            "output": str(output),
+            **counts,
+            "left": report.left,
+            "categories": dict(sorted(categories.items())),
+            "refusals": [{"record": index, "reason": why} for index, why in report.refused],
+        }
+        print(json.dumps(facts))
+        return
+    from krill_tui.headless import make_console, print_line
+
+    console = make_console()
+    print_line(console, f"wrote {output}: {report.converted} trajectories of {report.read} records")
+    for index, why in report.refused[:REFUSED_SHOWN]:
+        print_line(console, f"  record {index} left out: {why}")
+    if len(report.refused) > REFUSED_SHOWN:
+        print_line(console, f"  and {len(report.refused) - REFUSED_SHOWN} more left out")
+    print_line(console, ", ".join(f"{name} {count}" for name, count in counts.items()))
+    if report.left:
+        print_line(console, f"{report.left} more records were not read: --max takes more")
 
 
 def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:

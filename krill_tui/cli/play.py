@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krill_tui.cli.options import Options, resolve_config
-from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from krill_tui.envs.base import Environment, Expert, StepResult, TaskSource
+    from krill_tui.envs.base import Environment, StepResult, TaskSource
     from krill_tui.trajectory import Task
-
-_WORDS = "A number or a command plays it; hint asks the expert; quit (or ctrl-d) ends."
 
 
 def play(
@@ -34,19 +31,26 @@ def play(
         Path | None, typer.Option("--script", help="Play these actions: one JSON string a line.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --script: one JSON object a step.")] = False,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="By hand: write the episode to this file at the end.")
+    ] = None,
 ) -> None:
     """Play a game in the terminal; with --script, play a file of actions."""
     if as_json and script is None:
         raise UsageError("--json needs the actions of a --script")
+    if save is not None and script is not None:
+        raise UsageError("--save keeps a game played by hand", hint="leave out --script")
     actions = read_script(script) if script else None
     source, task = _find_game(options, game, split, number)
-    environment = source.open(task)
     with asyncio.Runner() as runner:
+        if actions is None:
+            from krill_tui.cli.by_hand import play_by_hand
+
+            play_by_hand(runner, source, task, save)
+            return
+        environment = source.open(task)
         try:
-            if actions is None:
-                _play_by_hand(runner, environment, source)
-            else:
-                _play_script(runner, environment, actions, as_json)
+            _play_script(runner, environment, actions, as_json)
         finally:
             runner.run(environment.close())
 
@@ -137,63 +141,6 @@ def _steps(
     yield 0, None, runner.run(environment.reset())
     for step, action in enumerate(actions, start=1):
         yield step, action, runner.run(environment.step(action))
-
-
-def _play_by_hand(runner: asyncio.Runner, environment: Environment, source: TaskSource) -> None:
-    from krill_tui.headless import make_console
-
-    console = make_console()
-    expert = source.expert()
-    result = runner.run(environment.reset())
-    _say(console, result.observation)
-    _say(console, _WORDS)
-    steps = 0
-    try:
-        while not result.done:
-            hint = _hint(expert, result)
-            _list_commands(console, result)
-            action = _ask(console, result, hint)
-            if action is None:
-                break
-            steps += 1
-            result = runner.run(environment.step(action))
-            _say(console, result.observation)
-    except (EOFError, KeyboardInterrupt):
-        console.print()
-    outcome = "won" if result.won else "not won"
-    _say(console, f"{outcome} after {steps} steps")
-
-
-def _ask(console, result: StepResult, hint: tuple[str, str]) -> str | None:
-    """The next action; None for `quit`."""
-    while True:
-        line = console.input("> ").strip()
-        if line in ("quit", "exit", "q"):
-            return None
-        if line == "hint":
-            thought, action = hint
-            _say(console, f"hint: {action}" + (f" ({thought})" if thought else ""))
-        elif line.isdigit() and result.admissible:
-            chosen = int(line) - 1
-            if chosen not in range(len(result.admissible)):
-                _say(console, f"there are commands 1 to {len(result.admissible)}")
-            elif result.admissible[chosen] == QUERY_HINT:
-                _say(console, "type it with words of your own, like: search[red mug]")
-            else:
-                return result.admissible[chosen]
-        elif line:
-            return line
-
-
-def _hint(expert: Expert, result: StepResult) -> tuple[str, str]:
-    """What the expert would do; it reads every observation, whether it is asked or not."""
-    return expert.act(result)
-
-
-def _list_commands(console, result: StepResult) -> None:
-    width = len(str(len(result.admissible)))
-    for number, command in enumerate(result.admissible, start=1):
-        _say(console, f"  {number:>{width}}  {command}")
 
 
 def _say(console, text: str) -> None:

@@ -1,81 +1,62 @@
-"""Trajectory files: ours, the Rust project's, and ETO's demonstrations."""
+"""Trajectory files: ours, the Rust project's, ETO's and AgentGym's conversations, SkillRL's memories."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
 
 from krill_tui.errors import DataError
-from krill_tui.skills.formats.eto import convert_records
-from krill_tui.skills.storage import read_json, write_atomically
-from krill_tui.skills.text import clean_text
-from krill_tui.trajectory import Step, StopReason, TokenCounts, Trajectory
+from krill_tui.skills.formats.agentgym import from_agentgym
+from krill_tui.skills.formats.eto import from_eto
+from krill_tui.skills.formats.memories import from_memory
+from krill_tui.skills.formats.records import ConvertReport, Refused, convert_each, read_records, validated
+from krill_tui.skills.formats.rust import from_rust, to_rust
+from krill_tui.skills.storage import write_atomically
+from krill_tui.trajectory import Trajectory
 
+FOREIGN: Mapping[str, Callable[[Any], Trajectory]] = {
+    "eto": from_eto,
+    "rust": from_rust,
+    "skillrl": from_memory,
+    "agentgym": from_agentgym,
+}
+"""What reads a record, by the format's name on the command line."""
 
-class _Loose(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+DEFAULT_MAX = {"eto": 100}
+"""How many records are converted where nobody says; all of the other formats."""
 
-
-class _RustStep(_Loose):
-    observation: str
-    action: str
-    reward: float = 0.0
-
-
-class _RustMetadata(_Loose):
-    environment: Literal["alfworld", "webshop"] = "alfworld"
-    total_tokens: int = 0
-    skills_used: tuple[str, ...] = ()
-
-
-class _RustTrajectory(_Loose):
-    id: str
-    task_description: str
-    task_category: str = ""
-    steps: tuple[_RustStep, ...]
-    total_reward: float = 0.0
-    success: bool
-    metadata: _RustMetadata = _RustMetadata()
+_LENIENT = ("eto", "agentgym", "skillrl")
 
 
 def load_trajectories(path: str | Path) -> list[Trajectory]:
-    """Read a JSON list or one JSON object a line, of ours, the Rust project's or ETO's; a run folder means its own.
+    """Read a JSON list or one JSON object a line, in any known format; a run folder means its own.
 
-    A last line that breaks off (the writer was killed) is left out. Of ETO files, records that cannot be
-    converted are left out; `convert_eto` says which and why.
+    A last line that breaks off (the writer was killed) is left out. Of conversations and memories, records
+    that cannot be converted are left out; `convert_file` says which and why.
 
     Raises:
         DataError: missing, unreadable, of no known format, or a record is wrong; says which one.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "trajectories.jsonl"
-    records = _read_records(path)
+    path = _file(path)
+    records = read_records(path)
     if not records:
         return []
-    first = records[0]
-    if isinstance(first, dict) and "conversations" in first:
-        report = convert_records(records, limit=None)
+    kind = kind_of(records[0]) or "krill"
+    if kind in _LENIENT:
+        report = convert_each(records, FOREIGN[kind], key=_id)
         if not report.trajectories:
             raise DataError(f"{path}: no record can be converted; record 0: {report.refused[0][1]}")
         return list(report.trajectories)
-    read = (
-        _from_rust if isinstance(first, dict) and "task_description" in first else Trajectory.model_validate
-    )
+    read = FOREIGN.get(kind, _from_krill)
     trajectories: list[Trajectory] = []
     for index, record in enumerate(records):
         try:
             trajectories.append(read(record))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            place = ".".join(map(str, problem["loc"])) or "value"
-            raise DataError(
-                f"{path}: record {index} is no trajectory: {clean_text(place, 80)}: {clean_text(problem['msg'], 200)}"
-            ) from None
+        except Refused as reason:
+            raise DataError(f"{path}: record {index} is no trajectory: {reason}") from None
     return trajectories
 
 
@@ -85,69 +66,93 @@ def save_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> N
     Raises:
         DataError: the file cannot be written.
     """
-    lines = [
-        json.dumps(trajectory.model_dump(mode="json"), ensure_ascii=False) for trajectory in trajectories
-    ]
+    _save(path, [trajectory.model_dump(mode="json") for trajectory in trajectories])
+
+
+def convert_file(path: str | Path, kind: str, limit: int | None = None) -> ConvertReport[Trajectory]:
+    """Convert the first `limit` good records of a file of the format `kind` (a key of `FOREIGN`).
+
+    Raises:
+        DataError: it cannot be read, or holds no record of the kind; one bad record is a line of the report.
+    """
+    read = FOREIGN[kind]
+
+    def convert(record: Any) -> Trajectory:
+        other = kind_of(record)
+        if other == "agentgym" and kind == "eto":
+            raise Refused("it is a record of agentgym")
+        return read(record)
+
+    path = _file(path)
+    records = read_records(path)
+    return _unless_none(path, kind, records, convert_each(records, convert, key=_id, limit=limit))
+
+
+def convert_to_rust(path: str | Path, limit: int | None = None) -> ConvertReport[dict[str, Any]]:
+    """As `convert_file`, from trajectories in any known format to records of the Rust project."""
+
+    def convert(record: Any) -> dict[str, Any]:
+        return to_rust(FOREIGN.get(kind_of(record) or "", _from_krill)(record))
+
+    path = _file(path)
+    records = read_records(path)
+    report = convert_each(records, convert, key=lambda converted: converted["id"], limit=limit)
+    return _unless_none(path, "to-rust", records, report)
+
+
+def save_rust(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write what `convert_to_rust` made.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    _save(path, records)
+
+
+def kind_of(record: Any) -> str | None:
+    """The format that a record's fields tell: `krill` or a key of `FOREIGN`; None where they tell none."""
+    if not isinstance(record, dict):
+        return None
+    if "conversations" in record:
+        return "agentgym" if "item_id" in record else "eto"
+    if "memory_id" in record:
+        return "skillrl"
+    if "task_description" in record:
+        return "rust"
+    return "krill" if "stop_reason" in record else None
+
+
+def holds_trajectories(path: Path) -> bool:
+    """Whether a file holds records of trajectories, even if some are wrong."""
+    try:
+        return any(kind_of(record) for record in read_records(path))
+    except DataError:
+        return False
+
+
+def _unless_none(path: Path, kind: str, records: Sequence[Any], report: ConvertReport[Any]) -> Any:
+    """The report, where anything was converted or there was nothing to convert."""
+    if report.trajectories or not records:
+        return report
+    known = next((found for record in records if (found := kind_of(record))), None)
+    hint = f"it looks like {known}" if known and known != kind and kind != "to-rust" else None
+    why = report.refused[0][1]
+    raise DataError(f"{path}: no record can be converted by {kind}; record 0: {why}", hint=hint)
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / "trajectories.jsonl" if os.path.isdir(path) else path
+
+
+def _save(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
     write_atomically(Path(path), "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
-def _read_records(path: Path) -> list[Any]:
-    if path.suffix != ".jsonl":
-        data = read_json(path)
-        if isinstance(data, list):
-            return data
-        raise DataError(f"{path}: holds no list of trajectories")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    lines = text.split("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            raise DataError(f"{path}: line {number} is not JSON") from None
-    return records
+def _from_krill(record: Any) -> Trajectory:
+    return validated(Trajectory, record)
 
 
-def _from_rust(record: Any) -> Trajectory:
-    source = _RustTrajectory.model_validate(record)
-    if source.success:
-        stop = StopReason.SUCCESS
-    else:
-        # The format does not say: a household game is only lost by its step limit.
-        stop = StopReason.STEP_LIMIT if source.metadata.environment == "alfworld" else StopReason.FAILURE
-    steps = tuple(
-        Step(
-            index=index,
-            observation=step.observation,
-            action=step.action,
-            text=step.action,
-            reward=step.reward,
-        )
-        for index, step in enumerate(source.steps)
-    )
-    return Trajectory(
-        id=clean_text(source.id, 80),
-        env=source.metadata.environment,
-        task_id=f"rust/{clean_text(source.id, 80)}",
-        split="",
-        task=source.task_description,
-        category=source.task_category,
-        steps=steps,
-        total_reward=source.total_reward,
-        success=source.success,
-        stop_reason=stop,
-        policy="import:rust",
-        skills=source.metadata.skills_used,
-        tokens=TokenCounts(policy=source.metadata.total_tokens),
-    )
+def _id(trajectory: Trajectory) -> str:
+    return trajectory.id
