@@ -16,6 +16,12 @@ from krill_tui.models.worker_protocol import GrpoEpisode, SftExample
 KEEP_CHECKPOINTS = 3
 """Of each phase; older ones are removed once a newer one is complete."""
 
+LIVE_WINDOW = 0.02
+"""Seconds a batch waits for slow worlds."""
+IN_PROCESS_WINDOW = 0.5
+"""The same for worlds in process. They are never that late, so a batch is always all live episodes: the same sums in
+the same order, whatever else the machine does, and with them the same run for the same seed."""
+
 
 class Trainer:
     """Loads the right weights at each point of a run and saves them.
@@ -149,7 +155,8 @@ class Trainer:
             )
         )
         self._loaded = wanted
-        self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}")
+        window = LIVE_WINDOW if ctx.config.env.backend == "http" else IN_PROCESS_WINDOW
+        self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}", window=window)
         return self.policy
 
     def _worker(self) -> WorkerClient:
