@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import json
+import os
+import pty
+import select
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -13,8 +19,14 @@ from typing import Any
 import pytest
 
 from krill_tui.cli.app import run
+from krill_tui.cli.by_hand import Game, completer, play_by_hand
 from krill_tui.cli.play import read_script
-from krill_tui.errors import DataError
+from krill_tui.envs.alfworld.source import open_source
+from krill_tui.envs.base import StepResult
+from krill_tui.errors import DataError, EnvironmentFailure
+from krill_tui.skills.formats.trajectories import load_trajectories
+from krill_tui.trajectory import StopReason, Task
+from tests.worlds import Corridor, task
 
 Play = Callable[..., list[dict[str, Any]]]
 KEYS = ["step", "action", "observation", "admissible", "reward", "done", "won"]
@@ -111,6 +123,188 @@ def test_help_from_the_expert_wins_the_game(by_hand: Callable[[str], str]) -> No
         typed += out.rpartition("hint: ")[2].partition(" (")[0].partition("\n")[0] + "\n"
     assert by_hand(typed).endswith(f"won after {typed.count(chr(10))} steps\n")
     assert "not won" not in by_hand(typed)
+
+
+def test_a_step_taken_back_leaves_the_game_as_it_was(by_hand: Callable[[str], str]) -> None:
+    straight = by_hand("1\nhint\n2\n").partition("quit (or ctrl-d) ends.")[2]
+    roundabout = by_hand("1\nlook\ninventory\nundo\nundo\nhint\n2\n")
+    assert "taken back: inventory" in roundabout and "taken back: look" in roundabout
+    tail = "hint: " + straight.partition("hint: ")[2]
+    assert tail.count("> ") == 2 and roundabout.endswith(tail)
+
+
+def test_there_is_nothing_to_take_back_before_the_first_step(by_hand: Callable[[str], str]) -> None:
+    assert "there is no step to take back" in by_hand("undo\n")
+
+
+def test_a_lost_move_of_the_last_step_can_be_taken_back_after_a_win() -> None:
+    with asyncio.Runner() as runner:
+        source = open_source("builtin", data_dir=None, size="small", seed=3)
+        game = Game(source, source.tasks("train", 1, seed=3)[0])
+        runner.run(game.reset())
+        while not game.result.done:
+            runner.run(game.step(game.hint()[1]))
+        won, steps = game.trajectory(), len(game.steps)
+        said = game.results[-2]
+        runner.run(game.undo())
+        assert game.result == said and len(game.steps) == steps - 1
+        assert game.trajectory().stop_reason is StopReason.CANCELLED
+        runner.run(game.step(game.hint()[1]))
+        assert game.trajectory() == won and won.success
+        runner.run(game.close())
+
+
+class Doors:
+    """A source of corridors; each later one is `growing` doors longer, so a second visit tells another story."""
+
+    env, backend = "alfworld", "test"
+
+    def __init__(self, growing: int = 0, breaks_at: int | None = None) -> None:
+        self.opened: list[Corridor] = []
+        self._growing, self._breaks_at = growing, breaks_at
+
+    def splits(self) -> dict[str, int]:
+        return {"train": 1}
+
+    def tasks(self, split: str, count: int, *, seed: int = 0) -> list[Task]:
+        return [task()]
+
+    def open(self, task: Task) -> Corridor:
+        self.opened.append(Corridor(task, 3 + self._growing * len(self.opened), self._breaks_at))
+        return self.opened[-1]
+
+    def expert(self, hints: object = None) -> Doorman:
+        return Doorman()
+
+    def content_hash(self) -> str:
+        return ""
+
+
+class Doorman:
+    def act(self, result: StepResult) -> tuple[str, str]:
+        return "[bold]because[/bold]\x1b[2J", result.admissible[0]
+
+
+def test_a_world_that_does_not_repeat_itself_keeps_the_game_where_it_is() -> None:
+    source = Doors(growing=1)
+    with asyncio.Runner() as runner:
+        game = Game(source, task())
+        runner.run(game.reset())
+        runner.run(game.step("open door 1"))
+        with pytest.raises(EnvironmentFailure, match="does not repeat itself"):
+            runner.run(game.undo())
+        assert (len(game.steps), game.result.observation) == (1, "Door 1 is open.")
+        runner.run(game.step("open door 2"))
+        assert game.result.observation == "Door 2 is open."
+        runner.run(game.close())
+    assert all(corridor.closed for corridor in source.opened)
+
+
+def test_a_world_that_breaks_ends_the_game_and_what_was_played_is_saved(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n2\n"))
+    source = Doors(breaks_at=2)
+    with asyncio.Runner() as runner, pytest.raises(EnvironmentFailure, match="the corridor collapsed"):
+        play_by_hand(runner, source, task(), tmp_path / "kept.json")
+    assert source.opened[0].closed and "not won after 1 steps" in capfd.readouterr().out
+    (kept,) = load_trajectories(tmp_path / "kept.json")
+    assert [step.action for step in kept.steps] == ["open door 1"]
+
+
+def test_hostile_text_is_shown_as_it_is(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hostile(Corridor):
+        async def reset(self) -> StepResult:
+            return StepResult("[red]a\x1b[2Jroom\u202e\r\n\x9b1mnext", ("[/]\x1b]0;x\x07", "look"))
+
+    source = Doors()
+    monkeypatch.setattr(source, "open", Hostile)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hint\nsave /nowhere/\x1b[31m/f.json\n"))
+    with asyncio.Runner() as runner:
+        play_by_hand(runner, source, task(), None)
+    out = capfd.readouterr().out
+    assert "[red]a[2Jroom" in out and "1mnext" in out and "1 [/]]0;x" in out
+    assert "[bold]because[/bold][2J" in out
+    assert all(c.isprintable() or c == "\n" for c in out)
+
+
+def test_an_episode_played_by_hand_is_saved_once_under_a_name(
+    by_hand: Callable[[str], str], tmp_path: Path
+) -> None:
+    path, taken = tmp_path / "mine.json", tmp_path / "taken.json"
+    taken.write_text("[]")
+    out = by_hand(f"1\nsave {path}\ndance\nsave {path}\nsave {taken}\nsave {tmp_path}/no\x00where\n")
+    assert "saved " in out and "taken.json exists already" in out and taken.read_text() == "[]"
+    (played,) = load_trajectories(path)
+    assert [(s.valid, s.author) for s in played.steps] == [(True, "human"), (False, "human")]
+    assert (played.policy, played.stop_reason) == ("human", StopReason.CANCELLED)
+    assert played.steps[0].action == played.steps[0].admissible[0] and played.category and played.task
+
+
+def test_save_at_the_end_does_not_write_over_a_file(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "f.json").write_text("[]")
+    assert run(["play", "--mock", "--save", str(tmp_path / "f.json")]) == 2
+    assert "exists already" in capfd.readouterr().err
+
+
+def test_completion_offers_commands_and_words_but_no_control_characters() -> None:
+    complete = completer(lambda: ("go to shelf 1", "go to\x1b[2J", "search[<your query>]"))
+    assert [complete("go", n) for n in range(2)] == ["go to shelf 1", None]
+    assert [complete("s", n) for n in range(3)] == ["search[", "save", None]
+
+
+def test_in_a_terminal_the_tab_key_completes_and_ctrl_c_ends_quietly(tmp_path: Path) -> None:
+    pytest.importorskip("readline")
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "krill_tui", "play", "--mock", "--seed", "3"],
+        cwd=Path(__file__).parents[1],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: _own_terminal(0),
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    said = ""
+    for until, typed in (
+        ("\n> ", b"inv\t\n"),
+        ("carrying anything", b""),
+        ("\n> ", b"\x03"),
+        ("after 1", b""),
+    ):
+        said = _read_until(ours, until)
+        os.write(ours, typed)
+    assert "not won after 1 steps" in said + _read_until(ours, "")
+    assert process.wait(30) == 0
+    os.close(ours)
+
+
+def _own_terminal(descriptor: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+
+
+def _read_until(terminal: int, text: str) -> str:
+    """What is printed up to `text`, or to the end where it is empty."""
+    said = ""
+    while not text or text not in said.replace("\r", ""):
+        assert select.select([terminal], [], [], 30)[0], said
+        try:
+            new = os.read(terminal, 65536)
+        except OSError:
+            break
+        if not new:
+            break
+        said += new.decode("utf-8", "replace")
+    return said
 
 
 def test_a_number_that_is_not_listed_is_no_step(by_hand: Callable[[str], str]) -> None:

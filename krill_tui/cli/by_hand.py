@@ -149,6 +149,9 @@ def play_by_hand(runner: asyncio.Runner, source: TaskSource, task: Task, save: P
         with contextlib.suppress(EOFError, KeyboardInterrupt), table.completion():
             table.play()
         table.finish(save)
+    except EnvironmentFailure:
+        table.finish(save)
+        raise
     finally:
         runner.run(table.game.close())
 
@@ -262,6 +265,9 @@ class _Table:
         self._show()
 
     def _save(self, path: Path) -> None:
+        if not str(path).isprintable():
+            self._say("that is no name for a file", "red")
+            return
         if path not in self._written and os.path.exists(path):
             self._say(f"{path} exists already: name another file", "red")
             return
@@ -275,13 +281,11 @@ class _Table:
 
     def _show(self) -> None:
         task, result = self.game.task, self.game.result
-        title = " · ".join(
-            part for part in (f"step {len(self.game.steps)}", task.category, task.split) if part
-        )
         if self._console.is_terminal:
-            self._console.print(Rule(Text(clean_text(title, 80)), align="left", style="dim"))
+            title = f"step {len(self.game.steps)} · {task.category} · {task.description}"
+            self._console.print(Rule(Text(clean_text(title, 100)), align="left", style="dim"))
         for line in result.observation.split("\n"):
-            print_line(self._console, line)
+            self._console.print(Text(printable(line)), soft_wrap=not self._console.is_terminal)
         if result.done:
             outcome = "You won" if result.won else "The game is over, and not won"
             self._say(f"{outcome}: {_AT_THE_END}", "bold green" if result.won else "bold")
@@ -320,7 +324,7 @@ def completer(admissible: Callable[[], Sequence[str]]) -> Callable[[str, int], s
 
 def printable(text: str) -> str:
     """`text` on one line without control characters."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return "".join(c for c in " ".join(text.splitlines()).replace("\t", " ") if c.isprintable())
 
 
 def _readline() -> ModuleType | None:
