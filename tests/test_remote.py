@@ -16,7 +16,8 @@ from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, RolloutOptions
 from krill_tui.envs.alfworld.source import BuiltinSource
 from krill_tui.envs.base import Environment, FreeActions
-from krill_tui.envs.remote import LONGEST_ANSWER, HttpSource
+from krill_tui.envs.clients.calls import LONGEST_ANSWER
+from krill_tui.envs.remote import HttpSource
 from krill_tui.errors import EnvironmentFailure, UsageError
 from krill_tui.models.base import Sampling
 from krill_tui.trajectory import StopReason, Task
@@ -42,7 +43,7 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
                 name, _, value = line.partition(b":")
                 if name.lower() == b"content-length":
                     length = int(value)
-            body = json.loads(await reader.readexactly(length))
+            body = json.loads(await reader.readexactly(length) or b"{}")
             writer.write(await handler(request.split()[1].decode(), body))
             await writer.drain()
         except (ConnectionError, asyncio.CancelledError):

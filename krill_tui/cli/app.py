@@ -18,7 +18,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from krill_tui import paths
-from krill_tui.cli import doctor, facts, play, runs, work
+from krill_tui.cli import doctor, facts, play, runs, serve, work
 from krill_tui.cli.options import with_options
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE, KrillError
 
@@ -33,7 +33,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.callback(invoke_without_command=True)(with_options(work.bare))
-for _commands in (work.COMMANDS, play.COMMANDS, facts.COMMANDS, runs.COMMANDS, doctor.COMMANDS):
+for _commands in (
+    work.COMMANDS,
+    play.COMMANDS,
+    facts.COMMANDS,
+    runs.COMMANDS,
+    serve.COMMANDS,
+    doctor.COMMANDS,
+):
     for _name, _function in _commands.items():
         app.command(_name)(with_options(_function))
 

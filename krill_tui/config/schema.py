@@ -32,6 +32,8 @@ class EnvConfig(Settings):
     """Genuine games that are learned from."""
     url: str = ""
     """Live server; empty: http://localhost:3000 (ALFWorld) or :3001 (WebShop)."""
+    protocol: Literal["krill", "agentgym", "site"] = "krill"
+    """Of the live server: Krill's own, AgentGym's, or the pages of the unmodified WebShop site."""
     world_size: Literal["small", "full"] = "full"
     """Size of procedural households; `full` is like the dataset."""
     max_steps: int = Field(default=50, ge=1, le=1000)

@@ -34,7 +34,8 @@ def build_source(config: KrillConfig) -> TaskSource:
     if env.backend == "http":
         from krill_tui.envs.remote import HttpSource
 
-        return HttpSource(env.url or LIVE_SERVERS[env.name], env=env.name)
+        url = env.url or LIVE_SERVERS[env.name]
+        return HttpSource(url, env=env.name, protocol=env.protocol, max_steps=env.max_steps)
     if env.name == "webshop":
         return _build_shop(config)
     data_dir = env.data_dir or os.environ.get("ALFWORLD_DATA", "")
