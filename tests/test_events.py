@@ -17,12 +17,13 @@ from pydantic import ValidationError
 
 from krill_tui.config.load import load_config
 from krill_tui.engine.episodes import EpisodeFile, read_trajectory_lines
-from krill_tui.engine.run_store import RunStore, existing_run, list_runs, run_path, write_atomic
+from krill_tui.engine.run_store import RunStore, existing_run, list_runs, run_path
 from krill_tui.engine.state import RunState
 from krill_tui.errors import DataError, RunLockedError, UsageError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal, JournalFollower, read_journal
+from krill_tui.files import write_atomically
 from krill_tui.skill import Skill, SkillOrigin, SkillStats
 from krill_tui.trajectory import Step, StopReason, Trajectory
 
@@ -283,14 +284,14 @@ def test_an_interrupted_atomic_write_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file.txt"
-    write_atomic(path, "old")
+    write_atomically(path, "old")
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        write_atomic(path, "new")
+        write_atomically(path, "new")
     assert path.read_text(encoding="utf-8") == "old"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krill_tui.engine.run_store import write_atomic
 from krill_tui.engine.state import RunState
 from krill_tui.events.schema import Evaluated, Rate
+from krill_tui.files import write_atomically
 
 STAGES = {"base": "base", "sft": "after SFT", "rl": "after RL", "eval": "evaluation"}
 
@@ -65,4 +65,4 @@ def write_report(state: RunState, path: Path) -> None:
     evolved = [line.text for line in state.log if line.kind == "evolved"]
     if evolved:
         lines += ["## Evolution", "", *(f"- {text}" for text in evolved), ""]
-    write_atomic(path, "\n".join(lines))
+    write_atomically(path, "\n".join(lines))

@@ -13,7 +13,6 @@ report.md
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from krill_tui import paths
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, UsageError
+from krill_tui.files import write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -64,17 +64,6 @@ def list_runs() -> list[str]:
         return []
     found = [p for p in root.iterdir() if (p / "events.jsonl").exists()]
     return [p.name for p in sorted(found, key=lambda p: (p / "events.jsonl").stat().st_mtime, reverse=True)]
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 class RunStore:
@@ -130,7 +119,7 @@ class RunStore:
         return self.path / "checkpoints" / f"{phase}-{step}"
 
     def save_config(self, config: KrillConfig) -> None:
-        write_atomic(self.path / "config.json", json.dumps(public_dict(config), indent=2) + "\n")
+        write_atomically(self.path / "config.json", json.dumps(public_dict(config), indent=2) + "\n")
 
     def load_config(self) -> KrillConfig | None:
         """The config the run was started with, its keys filled from the environment; None for a new run."""
@@ -148,7 +137,7 @@ class RunStore:
             raise DataError(f"{path}: is damaged", hint="start a new run with --run NAME") from None
 
     def save_progress(self, progress: dict[str, Any]) -> None:
-        write_atomic(self.path / "progress.json", json.dumps(progress, indent=1) + "\n")
+        write_atomically(self.path / "progress.json", json.dumps(progress, indent=1) + "\n")
 
     def close(self) -> None:
         self._lock.release()

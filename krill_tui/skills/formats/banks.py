@@ -17,9 +17,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from krill_tui.errors import DataError
+from krill_tui.files import read_json, write_atomically
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillStatus
 from krill_tui.skills.bank import SkillBank
-from krill_tui.skills.storage import read_json, write_atomically
 from krill_tui.skills.text import clean_text, markdown_text
 
 BankFormat = Literal["krill", "rust", "skillrl", "json"]

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from krill_tui.errors import DataError
+from krill_tui.files import write_atomically
 from krill_tui.skills.formats.agentgym import from_agentgym
 from krill_tui.skills.formats.eto import from_eto
 from krill_tui.skills.formats.memories import from_memory
 from krill_tui.skills.formats.records import ConvertReport, Refused, convert_each, read_records, validated
 from krill_tui.skills.formats.rust import from_rust, to_rust
-from krill_tui.skills.storage import write_atomically
 from krill_tui.trajectory import Trajectory
 
 FOREIGN: Mapping[str, Callable[[Any], Trajectory]] = {
