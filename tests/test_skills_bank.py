@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,7 +11,6 @@ import pytest
 
 from krill_tui.errors import DataError, UsageError
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
-from krill_tui.skills import storage
 from krill_tui.skills.bank import SkillBank, copy_into, id_stem
 from krill_tui.trajectory import StopReason
 from tests.episodes import episode
@@ -166,7 +166,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_content(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(storage.os, "fsync", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(DataError, match="No space left"):
             bank.edit("gen_001", name="Mugs")
     assert path.read_bytes() == before
