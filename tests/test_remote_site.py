@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from random import Random
 
+import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from krill_tui.config.schema import EnvConfig, KrillConfig
 from krill_tui.engine.build import build_source
 from krill_tui.envs.base import Environment, StepResult
+from krill_tui.envs.clients.agentgym import HouseholdEnvironment, ShopEnvironment
+from krill_tui.envs.clients.calls import ServerCalls
+from krill_tui.envs.clients.krill import KrillEnvironment
+from krill_tui.envs.clients.site import SiteEnvironment
 from krill_tui.envs.clients.site_pages import read_site_page
 from krill_tui.envs.remote import HttpSource
 from krill_tui.envs.webshop.expert import WebshopExpert
@@ -132,11 +139,85 @@ async def site_answering(reply: bytes) -> AsyncIterator[str]:
         server.close()
 
 
-@given(st.text(alphabet=st.sampled_from(list("<>/\"'=!- abdivhtmlscr&;#\n")), max_size=200))
+@given(st.text(alphabet=st.sampled_from(list("<>/\"'=!?-[] abdivhtmlscr&;#\n")), max_size=200))
+@example("a<![foo[x]]>b")
 def test_no_page_whatever_breaks_the_reader(html: str) -> None:
-    page = read_site_page(html)
-    assert isinstance(page.observation, str)
-    assert page.score is None
+    try:
+        page = read_site_page(html)
+    except EnvironmentFailure as error:
+        assert "no HTML" in str(error)
+    else:
+        assert isinstance(page.observation, str)
+        assert page.score is None
+
+
+def test_hidden_parts_are_not_read_and_what_follows_them_is() -> None:
+    page = read_site_page(
+        '<p>a</p><input hidden><p>b</p><div style="display: none"><p>goal<div>x</div></h2></div>'
+        "<h4 hidden>c <h4>d</h4></h4><br><b>e</b><!-- f --><script>g</script>"
+        "Your score (min 0.0, max 1.0)<pre>0.5</pre>"
+    )
+    assert page.observation == "a [SEP] b [SEP] e [SEP] Your score (min 0.0, max 1.0) [SEP] 0.5"
+    assert page.score == 0.5
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "id",
+                    "error",
+                    "observation",
+                    "state",
+                    "reward",
+                    "done",
+                    "available_actions",
+                    "clickables",
+                    "has_search_bar",
+                    "info",
+                    "task_type",
+                    "task_description",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    answers=st.lists(
+        _JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30), min_size=1, max_size=6
+    )
+)
+def test_no_answer_whatever_gives_anything_but_a_result_or_one_line(answers: list[bytes]) -> None:
+    async def meet(client: type[Environment], world: str) -> None:
+        replies = itertools.cycle(answers)
+        transport = httpx.MockTransport(lambda request: httpx.Response(200, content=next(replies)))
+        task = Task(id="t", env=world, split="test", ref="1")
+        environment = client(task, ServerCalls("http://server", transport, 5.0))  # pyright: ignore[reportCallIssue]
+        try:
+            result = await environment.reset()
+            result = await environment.step(next(iter(result.admissible), "search[\ud800]"))
+            assert isinstance(result.observation, str)
+        except EnvironmentFailure as error:
+            assert "\n" not in str(error)
+        finally:
+            await environment.close()
+
+    async def meet_all() -> None:
+        await meet(KrillEnvironment, "alfworld")
+        await meet(HouseholdEnvironment, "alfworld")
+        await meet(ShopEnvironment, "webshop")
+        await meet(SiteEnvironment, "webshop")
+
+    asyncio.run(meet_all())
 
 
 def test_protocols_number_their_games_and_refuse_what_they_cannot_play() -> None:

@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 from krill_tui.envs.webshop import pages
+from krill_tui.errors import EnvironmentFailure
 
 SEARCH_FIELD = "search_query"
 _UNSEEN = frozenset({"head", "title", "style", "script"})
+_VOID = frozenset(
+    {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
+)
+"""Elements that hold nothing and have no end."""
 _SCORE = "Your score (min 0.0, max 1.0)"
 
 Attributes = list[tuple[str, str | None]]
@@ -57,10 +62,17 @@ class SitePage:
 
 
 def read_site_page(html: str) -> SitePage:
-    """Whatever the text is, this reads what there is."""
+    """Reads what there is, whatever the text is.
+
+    Raises:
+        EnvironmentFailure: the standard library's parser gives up.
+    """
     reader = _Reader()
-    reader.feed(html)
-    reader.close()
+    try:
+        reader.feed(html)
+        reader.close()
+    except AssertionError as error:  # how it refuses an unknown `<![section[`
+        raise EnvironmentFailure(f"a page is no HTML: {error}") from None
     reader.flush()
     return reader.page
 
@@ -86,6 +98,8 @@ class _Reader(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         if self._hidden:
             self._depth += tag == self._hidden
+        elif tag in _VOID:
+            pass
         elif "hidden" in values or "display:none" in values.get("style", "").replace(" ", ""):
             self._hidden, self._depth = tag, 1
         self._unseen += tag in _UNSEEN
