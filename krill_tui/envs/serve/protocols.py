@@ -6,6 +6,7 @@ is how the protocols are told apart on one port.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from krill_tui.envs.serve.sessions import IDLE_SECONDS, MOST_SESSIONS, Session, 
 from krill_tui.envs.serve.tasks import TaskDirectory
 from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.errors import UsageError
+from krill_tui.trajectory import Task
 
 Reply = dict[str, object]
 Action = Annotated[str, Field(max_length=20_000)]
@@ -86,6 +88,7 @@ class Service:
         self._tasks = TaskDirectory(source)
         self.sessions = SessionStore(source, idle_seconds=idle_seconds, most=most)
         self._ids = itertools.count()
+        self._finding = asyncio.Lock()
 
     def greet(self) -> str:
         return "ok" if self._world == "webshop" else GREETING
@@ -103,7 +106,7 @@ class Service:
         if "id" in body:
             return await self._reset_household(_checked(_HouseholdReset, body))
         call = _checked(_Reset, body)
-        task = self._tasks.following() if call.task_id is None else self._tasks.named(call.task_id)
+        task = await self._find(call.task_id)
         session = await self.sessions.create(_krill_name(call.session_id))
         return _krill_reply(session, await self.sessions.reset(session, task), call.session_id)
 
@@ -145,7 +148,7 @@ class Service:
     async def _reset_shop(self, call: _ShopReset) -> object:
         session = await self._shop_session(call.env_idx)
         number = call.session_id
-        task = self._tasks.following() if number is None else self._tasks.numbered(number)
+        task = await self._find(number)
         result = await self.sessions.reset(session, task, -1 if number is None else number)
         return [result.observation, None]
 
@@ -172,7 +175,7 @@ class Service:
         if call.world_type not in WORLD_TYPES:
             raise HouseholdError(f"world_type should be one of {', '.join(WORLD_TYPES)}")
         try:
-            task = self._tasks.numbered(call.game)
+            task = await self._find(call.game)
         except UsageError as error:
             raise HouseholdError(str(error)) from None
         result = await self.sessions.reset(session, task, call.game)
@@ -208,6 +211,15 @@ class Service:
         if last.done:
             raise HouseholdError(f"The task with environment {number} has finished.")
         return session, last
+
+    async def _find(self, which: str | int | None) -> Task:
+        """The task of a name or number, the next one for None; a long order takes seconds to draw."""
+        async with self._finding:
+            if which is None:
+                return await asyncio.to_thread(self._tasks.following)
+            if isinstance(which, str):
+                return await asyncio.to_thread(self._tasks.named, which)
+            return await asyncio.to_thread(self._tasks.numbered, which)
 
     def _must_play(self, world: str, field: str) -> None:
         if self._world != world:
@@ -248,7 +260,7 @@ def _gym_name(number: int) -> str:
     return f"agentgym/{number}"
 
 
-def _task(session: Session):
+def _task(session: Session) -> Task:
     assert session.environment is not None, "a session that was reset has an environment"
     return session.environment.task
 
