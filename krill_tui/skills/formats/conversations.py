@@ -100,7 +100,7 @@ def read_task(observation: str, household: bool) -> tuple[str, str]:
 
 
 def read_reward(value: Any, final_observation: str) -> float:
-    """The reward of a record, else the score on its last page, else 1.0: who kept no reward kept what was won."""
+    """The reward of a record, else the score on its last page, else 1.0, as for a demonstration."""
     if value is not None:
         return finite(value, "reward")
     match = _SCORE.search(final_observation)
