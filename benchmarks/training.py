@@ -179,9 +179,9 @@ def main() -> None:
     batch = [GrpoEpisode(tokens=tokens, advantage=(-1.0) ** i) for i, tokens in enumerate(episodes)]
     grpo_step(trainer, batch[:8], GrpoSettings(learning_rate=1e-5))
     values = grpo_step(trainer, batch, GrpoSettings(learning_rate=1e-5))
-    print(f"grpo step  {values['tokens_per_second']:8,.0f} tokens/s with reference")
+    print(f"grpo step  {values['training_tokens_per_second']:8,.0f} tokens/s with reference")
     values = grpo_step(trainer, batch, GrpoSettings(learning_rate=1e-5, kl_coeff=0.0))
-    print(f"grpo step  {values['tokens_per_second']:8,.0f} tokens/s without")
+    print(f"grpo step  {values['training_tokens_per_second']:8,.0f} tokens/s without")
 
     rng = random.Random(2)
     messages: list[Message] = [*opening(0)]
@@ -193,7 +193,7 @@ def main() -> None:
     demonstrations = [tokenize_demonstration(trainer, messages[:-1])] * 16
     sft_step(trainer, demonstrations[:4], learning_rate=1e-4)
     values = sft_step(trainer, demonstrations, learning_rate=1e-4)
-    print(f"sft step   {values['tokens_per_second']:8,.0f} tokens/s")
+    print(f"sft step   {values['training_tokens_per_second']:8,.0f} tokens/s")
 
 
 if __name__ == "__main__":
