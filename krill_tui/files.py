@@ -40,7 +40,7 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:

@@ -56,6 +56,7 @@ def krill(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
         (["play", "--env", "webshop", "--set", "env.webshop_data=no"], ["no product file in no"]),
         (["train", "--env", "chess"], ["env.name"]),
         (["train", "--run", "../up"], ["'../up' is no name for a run"]),
+        (["train", "--run", ""], ["'' is no name for a run"]),
         (["distill"], ["data/trajectories.json: there is no such file", "krill collect"]),
         (["sft"], ["data/skill_bank.json: there is no such file", "krill distill"]),
         (["rl", "--skill-bank", "mine.json"], ["mine.json: there is no such file"]),
@@ -92,6 +93,21 @@ def test_a_wrong_config_names_file_field_and_the_nearest_right_name(krill: Krill
     code, _, err = krill("--config", path, "doctor")
     assert code == 2
     assert err == f"krill: {path}: unknown field 'rl.group_sise'; did you mean 'rl.group_size'?\n"
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(krill: Krill, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"seed": 3}', encoding="utf-8-sig")
+    (tmp_path / "bank.json").write_text('[{"principle": "Look first."}]', encoding="utf-8-sig")
+    assert krill("--config", "c.json", "doctor")[0] == 0
+    assert "1 skills" in krill("inspect", "bank.json")[1]
+
+
+def test_no_class_of_ours_is_named_where_a_file_holds_something_else(krill: Krill, tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[1, 2]", encoding="utf-8")
+    for arguments in (["inspect", "list.json"], ["distill", "--trajectories", "list.json"]):
+        code, _, err = krill(*arguments)
+        assert code == 2
+        assert "should be an object" in err and "instance" not in err
 
 
 def test_a_locked_run_is_refused(krill: Krill, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from krill_tui.config.load import load_config
+from krill_tui.engine.run_store import list_runs
 from krill_tui.engine.session import Session
-from krill_tui.errors import RunLockedError, UsageError
+from krill_tui.errors import DataError, RunLockedError, UsageError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import read_journal
 from krill_tui.skill import SkillStatus
@@ -186,10 +187,13 @@ async def test_a_skill_added_by_hand_stands_in_the_next_prompts():
         assert opened.bank.get(skill.id).stats.injected == 12
 
 
-async def test_a_bank_that_is_no_bank_is_refused_and_the_run_is_let_go(tmp_path: Path):
+async def test_a_file_that_cannot_be_used_is_refused_and_leaves_no_run_behind(tmp_path: Path):
     broken = tmp_path / "bank.json"
     broken.write_text("{")
-    with pytest.raises(Exception, match=r"bank\.json"):
+    with pytest.raises(DataError, match=r"bank\.json"):
         await Session.open("run", config(), bank=broken)
+    with pytest.raises(DataError, match=r"bank\.json"):
+        await Session.open("run", config(), trajectories=broken)
+    assert list_runs() == [], "a run was left behind"
     async with session("run"):
         pass

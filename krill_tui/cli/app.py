@@ -53,7 +53,8 @@ def run(arguments: Sequence[str]) -> int:
     except KrillError as error:
         return _fail(str(error), error.exit_code)
     except TyperException as error:
-        return _fail(f"{error.format_message()} (see: {_help_command(error)})", EXIT_USAGE)
+        message = error.format_message().replace("Value error, ", "")  # a validator's own prefix
+        return _fail(f"{message} (see: {_help_command(error)})", EXIT_USAGE)
     except (KeyboardInterrupt, Abort):
         return EXIT_CANCELLED
     except BrokenPipeError:

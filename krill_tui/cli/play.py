@@ -65,7 +65,7 @@ def read_script(path: Path) -> list[str]:
         DataError: it cannot be read, or a line is no JSON string; names the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
     except UnicodeDecodeError:
@@ -104,10 +104,14 @@ def _find_game(
     if game is not None:
         from krill_tui.envs.alfworld.source import GamesSource
 
-        if config.env.name != "alfworld" or config.env.backend == "http" or (options.mock is True):
+        if (
+            config.env.name != "alfworld"
+            or config.env.backend in ("http", "textworld")
+            or (options.mock is True)
+        ):
             raise UsageError(
                 "--game plays a genuine ALFWorld game file",
-                hint="leave out --env webshop, --mock, --live and --backend http",
+                hint="leave out --env webshop, --mock, --live and --backend http or textworld",
             )
         source: TaskSource = GamesSource.from_game(game)
     else:

@@ -47,7 +47,7 @@ def bare(options: Options) -> None:
             "the app needs a terminal", hint="krill train works without one; krill --help lists the rest"
         )
     runs = list_runs()
-    name = options.run or (runs[0] if runs else fresh_name(runs))
+    name = (runs[0] if runs else fresh_name(runs)) if options.run is None else options.run
     config, _ = _run_config(options, {}, name)
     asyncio.run(_open_app(name, config))
 
@@ -188,7 +188,7 @@ def _start(
     """Open the run, show it while it works, then export and print; `bank`, `trajectories`: (typed, default)."""
     from krill_tui.engine.run_store import list_runs, run_path
 
-    name = options.run or fresh_name(list_runs())
+    name = fresh_name(list_runs()) if options.run is None else options.run
     config, known = _run_config(options, typed, name)
     inputs = {
         "bank": _input_file(bank, known, "krill distill makes one"),
@@ -312,6 +312,7 @@ def _evaluation_facts(session: Session) -> dict[str, object]:
     evaluated = session.state.evaluations["eval"]
     return {
         "split": evaluated.split,
+        "games": session.state.games,
         "policy": session.config.policy.kind,
         "seed": session.config.seed,
         "overall": _rate_facts(evaluated.overall),

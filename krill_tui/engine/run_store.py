@@ -3,7 +3,7 @@
 config.json          resolved config, no keys
 events.jsonl         the journal
 trajectories.jsonl   finished episodes, one a line
-tokens.jsonl         token sequences of episodes that wait for their update
+tokens/              token sequences of episodes that wait for their update
 skill_bank.json      TinyDB
 checkpoints/         <phase>-<step>/
 progress.json        where the pipeline stands (written beside and renamed)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from krill_tui.agent.gate import Gate
 from krill_tui.config.load import public_dict
@@ -29,6 +29,9 @@ from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillS
 from krill_tui.skills.bank import SkillBank, copy_into
 from krill_tui.skills.retrieval import Retriever
 from krill_tui.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from krill_tui.skills.formats.banks import LoadedBank
 
 WORKER_RESTARTS = 3
 """Times a dead model worker is started again within one launch."""
@@ -63,12 +66,18 @@ class Session:
             RunLockedError: another process writes to this run.
             DataError, UsageError: a file or the games cannot be used.
         """
+        from krill_tui.skills.formats.banks import load_bank
+        from krill_tui.skills.formats.trajectories import load_trajectories
+
+        # Before the run is made: a file that cannot be used should leave no run behind.
+        loaded_bank = load_bank(bank) if bank else None
+        loaded_trajectories = load_trajectories(trajectories) if trajectories else None
         with ExitStack() as held:
             ctx = _open_context(name, config, held)
-            if bank:
-                _import_bank(ctx, bank)
-            if trajectories:
-                _import_trajectories(ctx, trajectories)
+            if bank and loaded_bank:
+                _import_bank(ctx, bank, loaded_bank)
+            if trajectories and loaded_trajectories is not None:
+                _import_trajectories(ctx, trajectories, loaded_trajectories)
             return cls(ctx, held.pop_all())
 
     @property
@@ -313,10 +322,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack) -> RunContext
     return ctx
 
 
-def _import_bank(ctx: RunContext, path: Path) -> None:
-    from krill_tui.skills.formats.banks import load_bank
-
-    loaded = load_bank(path)
+def _import_bank(ctx: RunContext, path: Path, loaded: LoadedBank) -> None:
     have = {(skill.tier, skill.principle) for skill in ctx.bank.skills(active_only=False)}
     new = [skill for skill in loaded.skills if (skill.tier, skill.principle) not in have]
     if new:
@@ -325,10 +331,8 @@ def _import_bank(ctx: RunContext, path: Path) -> None:
     ctx.note(f"{len(new)} skills taken over from {path.name} ({loaded.format})")
 
 
-def _import_trajectories(ctx: RunContext, path: Path) -> None:
-    from krill_tui.skills.formats.trajectories import load_trajectories
-
-    new = [t for t in load_trajectories(path) if t.id not in ctx.episodes]
+def _import_trajectories(ctx: RunContext, path: Path, loaded: Sequence[Trajectory]) -> None:
+    new = [t for t in loaded if t.id not in ctx.episodes]
     for trajectory in new:
         ctx.episodes.append(trajectory.model_copy(update={"purpose": ""}))
     ctx.note(f"{len(new)} trajectories taken over from {path.name}")

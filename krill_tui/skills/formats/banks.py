@@ -20,6 +20,7 @@ from krill_tui.errors import DataError
 from krill_tui.files import read_json, write_atomically
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillStatus
 from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.formats.records import problem
 from krill_tui.skills.text import clean_text, markdown_text
 
 BankFormat = Literal["krill", "rust", "skillrl", "json"]
@@ -146,9 +147,7 @@ def load_bank(path: str | Path) -> LoadedBank:
         if isinstance(data, dict) and "general_skills" in data:
             return _read_rust(_RustBank.model_validate(data))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path}: is no skill bank: {place}: {clean_text(first['msg'], 200)}") from None
+        raise DataError(f"{path}: is no skill bank: {problem(error)}") from None
     raise DataError(
         f"{path}: is no skill bank of a known format",
         hint="known are Krill's own, the Rust project's, SkillRL's, and a JSON list of skills",

@@ -89,7 +89,7 @@ def read_records(path: Path) -> list[Any]:
             return data
         raise DataError(f"{path}: holds no list of trajectories")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
@@ -126,7 +126,8 @@ def problem(error: ValidationError) -> str:
     """The first thing that is wrong, on one line: `steps.0.action: Field required`."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"])) or "value"
-    return f"{clean_text(place, 80)}: {clean_text(first['msg'], 200)}"
+    message = "should be an object" if first["type"] == "model_type" else first["msg"]
+    return f"{clean_text(place, 80)}: {clean_text(message, 200)}"
 
 
 def digest(record: Any) -> str:
