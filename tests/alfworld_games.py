@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -70,6 +71,65 @@ def grammar() -> str:
     text = resources.files("krill_tui.envs.alfworld").joinpath("household.twl2").read_text(encoding="utf-8")
     text = text.replace("to: TASK", "to: heat some mug and put it in countertop.")
     return text + 'action help { template :: "help"; feedback :: "\\nYou can look.\\n"; }\n'
+
+
+NEWER_ACTIONS = """
+action GotoLocation {
+    template :: "go to [{r.name | receptacleatlocation(r:receptacle, lend:location)}]";
+    feedback :: "#GotoLocation.feedback#";
+}
+action PutObject { template :: "move {o} to {r}"; feedback :: "#moved#"; }
+action ToggleObject {
+    template :: "use {o}";
+    feedback :: "#toggled#";
+    grammar :: \"""
+        {
+            "toggled": [
+                {"condition": "toggleable(o:object) & istoggled(o:object)", "rhs": "You turn on the {o.name}."},
+                {"condition": "toggleable(o:object)", "rhs": "You turn off the {o.name}."}
+            ]
+        }
+    \""";
+}
+action look {
+    template :: "look";
+    feedback :: "#look.feedback#";
+    grammar :: \"""
+        {
+            "look.feedback": [
+                {"condition": "atlocation(a:agent, l:location) & receptacleatlocation(r:receptacle, l:location)",
+                 "rhs": "#facing#. Next to it, you see #floor#."},
+                {"rhs": "You are in the middle of a room. Looking quickly around you, you see #around#."}
+            ],
+            "facing": [{"rhs": "You are facing the [{r.name | atlocation(a:agent, l:location) & receptacleatlocation(r:receptacle, l:location)}]"}],
+            "around": [
+                {"condition": "receptacleatlocation(r:receptacle, l:location)",
+                 "rhs": "[{#overview(r)# | receptacleatlocation(r:receptacle, l:location)}]"},
+                {"rhs": "nothing"}
+            ],
+            "overview(r)": [{"rhs": "{r.indefinite} {r.name or r.id}"}]
+        }
+    \""";
+}
+"""
+"""Actions as the package's newer text grammar has them, with rules of their own inside."""
+
+
+def newer_grammar() -> str:
+    """The grammar of the package's newer games: other sentences, and rules within actions."""
+    text = grammar()
+    for name in ("GotoLocation", "PutObject", "ToggleObject", "look"):
+        text = re.sub(rf"action {name} {{.*?}}\n", "", text)
+    arrived = '"GotoLocation.feedback": [{"rhs": "You arrive at {r.name}. #receptacle#"}],'
+    off = '{"condition": "toggleable(o:object) & not_istoggled(o:object)", "rhs": "This {o.name} is off."},'
+    text = text.replace('"arrived":', f'{arrived}\n  "arrived":').replace("#place#", "#look.feedback#")
+    text = text.replace(
+        '"rhs": "You put the {o.name} in/on the {r.name}."', '"rhs": "You move the {o.name} to the {r.name}."'
+    )
+    text = text.replace('"put":', '"moved":').replace(
+        '{"condition": "issliced(o:object)", "rhs"', f'{off}\n    {{"condition": "issliced(o:object)", "rhs"'
+    )
+    return text + NEWER_ACTIONS
 
 
 def write_game(folder: Path, **texts: str) -> Path:

@@ -14,7 +14,7 @@ from krill_tui.envs.alfworld.engine import AlfworldGame
 from krill_tui.envs.alfworld.problem import load_game
 from krill_tui.envs.alfworld.worlds import build_world
 from krill_tui.errors import EnvironmentFailure
-from tests.alfworld_games import COMMA, PROBLEM, domain, grammar, write_game
+from tests.alfworld_games import COMMA, PROBLEM, domain, grammar, newer_grammar, write_game
 
 HEAT_THE_MUG = [
     "go to cabinet 2",
@@ -167,6 +167,29 @@ def test_the_newer_wording_comes_from_the_file(tmp_path: Path) -> None:
     said = play(write_game(tmp_path, grammar=newer), *commands, "help")
     assert said[1] == "You arrive at cabinet 2. The cabinet 2 is closed."
     assert said[7] == "You move the mug 1 to the countertop 1."
+
+
+def test_the_newer_grammar_with_rules_inside_its_actions_is_told(tmp_path: Path) -> None:
+    path = write_game(tmp_path, grammar=newer_grammar())
+    lamp = ["use desklamp 1", "use desklamp 1", "look", "put mug 1 in/on countertop 1"]
+    game = AlfworldGame(load_game(path))
+    first = game.reset()
+    assert "you see a cabinet 2, a cabinet 1, a countertop 1, a fridge 1," in first.observation
+    said = [game.step(command).observation for command in [*HEAT_THE_MUG[:-1], *lamp]]
+    assert said == [
+        "You arrive at cabinet 2. The cabinet 2 is closed.",
+        "You open the cabinet 2. The cabinet 2 is open. In it, you see a mug 1.",
+        "You pick up the mug 1 from the cabinet 2.",
+        "You arrive at microwave 1. The microwave 1 is closed.",
+        "You heat the mug 1 using the microwave 1.",
+        "You arrive at countertop 1. On the countertop 1, you see a apple 1, a desklamp 1, and a knife 1.",
+        "You turn on the desklamp 1.",
+        "You turn on the desklamp 1.",
+        "You are facing the countertop 1. Next to it, you see nothing.",
+        "Nothing happens.",
+    ]
+    last = game.step("move mug 1 to countertop 1")
+    assert (last.observation, last.won) == ("You move the mug 1 to the countertop 1.", True)
 
 
 def test_help_is_said_without_its_leading_line_break(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_source_that_cannot_be_opened_says_what_to_do(
         open_source("games", data_dir=tmp_path / "nowhere")
     with pytest.raises(UsageError, match="no game files"):
         open_source("games", data_dir=tmp_path)
-    with pytest.raises(UsageError, match="builtin or games"):
+    with pytest.raises(UsageError, match="builtin, games or textworld"):
         open_source("telepathy")
     monkeypatch.setenv("ALFWORLD_DATA", str(data_folder(tmp_path)))
     assert open_source("games").splits() == {"train": 2, "valid_seen": 1}

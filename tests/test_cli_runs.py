@@ -136,6 +136,10 @@ def test_eval_counts_by_category_with_intervals(krill: Krill) -> None:
     out = krill("eval", "--policy", "expert", "--split", "test", "--episodes", 10, "--seeds", 2, "--json")
     facts = json.loads(out)
     assert (facts["split"], facts["overall"]["episodes"], facts["overall"]["success"]) == ("test", 20, 1.0)
+    started = [event for event in events_of(facts["run"]) if isinstance(event, ev.RunStarted)]
+    assert facts["games"] == started[-1].data != ""
+    report = (run_path(facts["run"]) / "report.md").read_text(encoding="utf-8")
+    assert f"content hash {facts['games']}" in report
     assert facts["overall"]["low"] == pytest.approx(0.8389, abs=1e-4), "Wilson, 20 of 20"
     assert sum(rate["episodes"] for rate in facts["categories"].values()) == 20
     table = krill("eval", "--policy", "expert", "--episodes", 10, "--display", "none")

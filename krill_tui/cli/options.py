@@ -42,7 +42,9 @@ class Options:
         bool | None,
         typer.Option("--mock/--live", help="Embedded worlds (backend builtin), or a server (backend http)."),
     ] = None
-    backend: Annotated[str | None, typer.Option("--backend", help="builtin, games or http.")] = None
+    backend: Annotated[str | None, typer.Option("--backend", help="builtin, games, textworld or http.")] = (
+        None
+    )
     preset: Annotated[str | None, typer.Option("--preset", help="Set of defaults: tiny or paper.")] = None
     seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it.")] = None
     run: Annotated[

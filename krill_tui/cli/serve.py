@@ -35,7 +35,9 @@ def serve_env(
     if options.env not in (None, world):
         raise UsageError(f"serve-env {world} contradicts --env {options.env}")
     if options.mock is False or options.backend == "http":
-        raise UsageError("a live server cannot be served again", hint="use --backend builtin or games")
+        raise UsageError(
+            "a live server cannot be served again", hint="use --backend builtin, games or textworld"
+        )
     config = resolve_config(options, {"env": {"name": world}})
     try:
         from krill_tui.envs.serve.app import serve

@@ -211,7 +211,8 @@ async def _work(
     from krill_tui import headless
     from krill_tui.engine.session import Session
 
-    session = await Session.open(name, config, **inputs)
+    # How somebody measures a run is nothing it should be trained with when it goes on.
+    session = await Session.open(name, config, **inputs, keep_config=list(phases) == ["evaluate"])
     try:
         if display is Display.APP:
             from krill_tui.tui.app import KrillApp

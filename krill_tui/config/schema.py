@@ -20,8 +20,9 @@ class Settings(BaseModel):
 class EnvConfig(Settings):
     name: Literal["alfworld", "webshop"] = "alfworld"
     """The world that is played."""
-    backend: Literal["builtin", "games", "http"] = "builtin"
-    """`builtin`: procedural worlds; `games`: genuine ALFWorld game files; `http`: a live server."""
+    backend: Literal["builtin", "games", "textworld", "http"] = "builtin"
+    """`builtin`: procedural worlds; `games`: genuine ALFWorld game files; `textworld`: the same files on the
+    genuine engine (extra `alfworld`), some hundred times slower; `http`: a live server."""
     data_dir: str = ""
     """Folder that holds `json_2.1.1`; empty: $ALFWORLD_DATA."""
     webshop_data: str = ""

@@ -91,6 +91,8 @@ class RunState:
 
     run: str = ""
     config: dict[str, Any] = field(default_factory=dict)
+    games: str = ""
+    """Content hash of the games, of the newest start."""
     seq: int = 0
     time: float = 0.0
     outcome: str = ""
@@ -147,7 +149,7 @@ class RunState:
 
 
 def _run_started(state: RunState, event: ev.RunStarted) -> None:
-    state.run, state.config = event.run, event.config
+    state.run, state.config, state.games = event.run, event.config, event.data
     state.outcome = state.message = ""
     state.paused = False
     state.live.clear()  # what was in flight when the run broke off is played again

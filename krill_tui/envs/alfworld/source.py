@@ -1,4 +1,4 @@
-"""Where household games come from: procedural worlds (`builtin`) or genuine files (`games`)."""
+"""Where household games come from: procedural worlds (`builtin`) or genuine files (`games`; `textworld` in `genuine.py`)."""
 
 from __future__ import annotations
 
@@ -154,10 +154,19 @@ class GamesSource:
         folder = next((part for part in reversed(Path(game).parts) if _category(part)), "")
         return Task(id=game, env=self.env, split=split, category=_category(folder), ref=game)
 
-    def open(self, task: Task) -> Environment:
+    def path_of(self, task: Task) -> Path:
+        """The file of a task.
+
+        Raises:
+            DataError: it lies outside the folder.
+        """
         path = (self.root / task.ref).resolve()
         if not path.is_relative_to(self.root.resolve()):
             raise DataError(f"the game '{task.ref}' lies outside {self.root}")
+        return path
+
+    def open(self, task: Task) -> Environment:
+        path = self.path_of(task)
         return AlfworldEnvironment(task, _load(path, path.stat().st_mtime_ns if path.exists() else 0))
 
     def expert(self, hints: ExpertHints | None = None) -> AlfworldExpert:
@@ -184,18 +193,24 @@ def _category(folder: str) -> str:
 def open_source(
     backend: str, *, data_dir: Path | None = None, size: WorldSize = "small", seed: int = 0
 ) -> BuiltinSource | GamesSource:
-    """The source of a backend; `games` looks in `data_dir`, else in $ALFWORLD_DATA.
+    """The source of a backend; `games` and `textworld` look in `data_dir`, else in $ALFWORLD_DATA.
 
     Raises:
         UsageError: unknown backend, or no games where they should be.
     """
     if backend == "builtin":
         return BuiltinSource(size, seed)
-    if backend != "games":
-        raise UsageError(f"there is no ALFWorld backend '{backend}'", hint="choose builtin or games")
+    if backend not in ("games", "textworld"):
+        raise UsageError(
+            f"there is no ALFWorld backend '{backend}'", hint="choose builtin, games or textworld"
+        )
     folder = data_dir or (Path(os.environ["ALFWORLD_DATA"]) if os.environ.get("ALFWORLD_DATA") else None)
     if folder is None:
         raise UsageError(
-            "the games backend needs games", hint="set ALFWORLD_DATA, or pass --game with a game file"
+            f"the {backend} backend needs games", hint="set ALFWORLD_DATA, or pass --game with a game file"
         )
+    if backend == "textworld":
+        from krill_tui.envs.alfworld.genuine import TextworldSource
+
+        return TextworldSource(folder)
     return GamesSource(folder)
