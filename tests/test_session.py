@@ -197,3 +197,14 @@ async def test_a_file_that_cannot_be_used_is_refused_and_leaves_no_run_behind(tm
     assert list_runs() == [], "a run was left behind"
     async with session("run"):
         pass
+
+
+async def test_a_session_may_leave_the_config_of_a_run_as_it_was():
+    async with session("run"):
+        pass
+    measured = await Session.open("run", config(policy={"kind": "random"}), keep_config=True)
+    await measured.close()
+    assert measured.config.policy.kind == "random"
+    stored = measured.store.load_config()
+    assert stored is not None
+    assert stored.policy.kind == "expert"

@@ -56,9 +56,18 @@ class Session:
 
     @classmethod
     async def open(
-        cls, name: str, config: KrillConfig, *, bank: Path | None = None, trajectories: Path | None = None
+        cls,
+        name: str,
+        config: KrillConfig,
+        *,
+        bank: Path | None = None,
+        trajectories: Path | None = None,
+        keep_config: bool = False,
     ) -> Session:
         """Create the run or go on with it; `bank` and `trajectories` are files to start from.
+
+        With `keep_config` a run that is there goes on later as it was configured before: `config` is for this
+        session alone.
 
         What a kill left half said (an episode or a skill written down without its event) is said now.
 
@@ -73,7 +82,7 @@ class Session:
         loaded_bank = load_bank(bank) if bank else None
         loaded_trajectories = load_trajectories(trajectories) if trajectories else None
         with ExitStack() as held:
-            ctx = _open_context(name, config, held)
+            ctx = _open_context(name, config, held, keep_config)
             if bank and loaded_bank:
                 _import_bank(ctx, bank, loaded_bank)
             if trajectories and loaded_trajectories is not None:
@@ -271,7 +280,7 @@ class Session:
         return f"undone: last change of {change.skill_id}"
 
 
-def _open_context(name: str, config: KrillConfig, held: ExitStack) -> RunContext:
+def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: bool) -> RunContext:
     """Open the files of a run, read what is there, and say what a kill left unsaid; `held` closes them again."""
     source = build.build_source(config)
     store = RunStore.open(run_path(name))
@@ -306,7 +315,8 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack) -> RunContext
         tokens=TokenStore(store.path / "tokens"),
         episodes=episodes,
     )
-    store.save_config(config)
+    if not (keep_config and resumed):
+        store.save_config(config)
     ctx.emit(
         ev.RunStarted(
             run=store.name,
