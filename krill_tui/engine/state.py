@@ -6,7 +6,7 @@ Bounded: it keeps the steps of live episodes and of the last `KEEP_FINISHED` fin
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -284,10 +284,17 @@ def _evolved(state: RunState, event: ev.Evolved) -> None:
     state.evolved_at = event.step
     state.evolution_cycle = event.cycle
     if event.accepted:
-        text = f"cycle {event.cycle}: {', '.join(event.failing)} → +{len(event.accepted)} skills"
+        text = f"cycle {event.cycle}: {', '.join(event.failing)} → {_gained(state, event.accepted)}"
     else:
         text = f"cycle {event.cycle}: nothing added: {event.reason}"
     state.add_log("evolved", text, event)
+
+
+def _gained(state: RunState, accepted: Sequence[str]) -> str:
+    """`+1 skills, 2 refined`: a refinement is a new version of a skill, and makes the bank no larger."""
+    refined = sum(1 for id_ in accepted if id_ in state.skills and state.skills[id_].version > 1)
+    added = len(accepted) - refined
+    return ", ".join([f"+{added} skills"] * bool(added) + [f"{refined} refined"] * bool(refined))
 
 
 def _control_changed(state: RunState, event: ev.ControlChanged) -> None:

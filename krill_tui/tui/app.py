@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -43,6 +45,7 @@ class KrillApp(App[None]):
         super().__init__()
         self.session = session
         self.autostart = autostart
+        self._told_to_stop = False
         first = source or (SessionSource(session) if session else EmptySource())
         self.bridge = Bridge(first, self._problem)
         for theme in THEMES:
@@ -59,10 +62,13 @@ class KrillApp(App[None]):
     async def on_mount(self) -> None:
         self.bridge.start()
         self.set_interval(REDRAW_SECONDS, self.redraw)
+        # Left to its default, the signal would end the process with the run unsaved and the terminal in our hands.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
         if self.session and self.autostart:
             self.launch(self.autostart)
 
     async def on_unmount(self) -> None:
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
         await self.bridge.stop()
 
     def launch(self, phases: Sequence[str]) -> None:
@@ -156,7 +162,18 @@ class KrillApp(App[None]):
         )
 
     async def _stop_and_exit(self, answer: str | None) -> None:
-        if answer and self.session:
+        if answer:
+            await self._stop()
+
+    def _on_sigterm(self) -> None:
+        """A second signal changes nothing."""
+        if not self._told_to_stop:
+            self._told_to_stop = True
+            self.run_worker(self._stop(), group="stop")
+
+    async def _stop(self) -> None:
+        """Cancel what runs, then leave."""
+        if self.session and self.session.running:
             self.notify("stopping and saving a checkpoint …", timeout=60)
             await self.session.cancel()
-            self.exit()
+        self.exit()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+
 import pytest
 from textual.widgets import Input
 
+from krill_tui.engine.state import RunState
 from krill_tui.events import schema as ev
 from krill_tui.tui.app import KrillApp
 from krill_tui.tui.replay import ReplaySource
@@ -146,6 +151,36 @@ async def test_quitting_while_a_phase_runs_offers_stop_or_stay() -> None:
         await pilot.press("ctrl+q", "s")
         assert session_of(app).said == ["cancel"]
     assert app._exit
+
+
+async def test_a_termination_signal_stops_the_phase_and_leaves() -> None:
+    app = live(running_run(), "rl")
+    async with app.run_test(size=SIZE) as pilot:
+        await drawn(pilot)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while not app._exit:
+                await pilot.pause()
+        assert session_of(app).said == ["cancel"]
+    assert app._exit
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_refined_skill_is_not_counted_as_a_new_one() -> None:
+    script = running_run()
+    state = RunState()
+    for event in script.events:
+        state.apply(event)
+    refined = state.skills["heat_003"].model_copy(update={"version": 2})
+    before = len(script.events)
+    script.emit(ev.SkillChanged(skill=refined, change="refine", author="builtin", bank_version=8))
+    script.emit(ev.Evolved(cycle=2, step=9, rates={}, failing=("Heat",), accepted=("heat_003",)))
+    script.emit(ev.Evolved(cycle=3, step=9, rates={}, failing=("Heat",), accepted=("heat_003", "heat_009")))
+    for event in script.events[before:]:
+        state.apply(event)
+    lines = [line.text for line in state.log if line.kind == "evolved"]
+    assert lines[-2:] == ["cycle 2: Heat → 1 refined", "cycle 3: Heat → +1 skills, 1 refined"]
 
 
 async def test_quitting_an_idle_run_asks_nothing() -> None:
