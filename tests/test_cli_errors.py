@@ -203,7 +203,9 @@ def test_doctor_says_that_a_key_is_set_and_never_which(krill: Krill, monkeypatch
     facts = json.loads(out)
     assert facts["keys"]["teacher_api_key"] == "set"
     assert facts["packages"]["textual"][0].isdigit()
-    assert facts["alfworld"] == {"games": "none (ALFWORLD_DATA is not set)"}
+    assert facts["alfworld"]["games"] == "none (ALFWORLD_DATA is not set)"
+    installed = facts["packages"]["alfworld"] != "not installed"
+    assert ("needs the extra" in facts["alfworld"]["backend textworld"]) is not installed
 
 
 def test_doctor_counts_the_games_it_finds(

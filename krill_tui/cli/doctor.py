@@ -102,14 +102,17 @@ def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
     """Splits of the genuine games, with counts and the hash that results are marked with."""
     from krill_tui.envs.alfworld.source import GamesSource
 
+    engine = _version("alfworld")
+    genuine = {"backend textworld": f"alfworld {engine}" if engine else "needs the extra alfworld"}
     folder = config.env.data_dir or os.environ.get("ALFWORLD_DATA", "")
     if not folder:
-        return {"games": "none (ALFWORLD_DATA is not set)"}
+        return {"games": "none (ALFWORLD_DATA is not set)", **genuine}
     try:
         source = GamesSource(Path(folder))
     except KrillError as error:
-        return {"games": f"none ({error})"}
-    return {"games": str(source.root), **source.splits(), "content hash": source.content_hash()}
+        return {"games": f"none ({error})", **genuine}
+    splits = source.splits()
+    return {"games": str(source.root), **splits, "content hash": source.content_hash(), **genuine}
 
 
 def _webshop_data(config: KrillConfig) -> dict[str, Any]:
