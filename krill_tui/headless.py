@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from krill_tui.engine.report import result_rows
+from krill_tui.engine.run_store import has_writer
 from krill_tui.engine.state import LogLine, PhaseView, RunState
-from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE
+from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import JournalFollower
 from krill_tui.skills.text import clean_text
@@ -33,6 +34,8 @@ _STYLES = {"warning": "yellow", "error": "red", "evolved": "cyan", "validated": 
 _SAID_ELSEWHERE = (ev.CheckpointSaved, ev.Evaluated, ev.RunFinished)
 """Events whose line would repeat a phase's summary or the result."""
 _POLL_SECONDS = 0.25
+_QUIET_SECONDS = 2.0
+"""Without an event, after which it is looked whether anybody writes."""
 
 
 class View(Protocol):
@@ -204,7 +207,11 @@ def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> It
 
 
 async def follow(path: Path, state: RunState, view: View) -> None:
-    """Show a run that another process writes, from its journal, until that says it has finished."""
+    """Show a run that another process writes, from its journal, until that says it has finished.
+
+    Raises:
+        KrillError: it has not finished, and no process works on it any more.
+    """
     async for event in _journal_events(path):
         state.apply(event)
         view.show(event)
@@ -212,8 +219,17 @@ async def follow(path: Path, state: RunState, view: View) -> None:
 
 async def _journal_events(path: Path) -> AsyncIterator[ev.Event]:
     follower = JournalFollower(path)
+    quiet = 0.0
     while True:
         events = await asyncio.to_thread(follower.read_new)
+        quiet = 0.0 if events else quiet + _POLL_SECONDS
+        if quiet >= _QUIET_SECONDS:
+            quiet = 0.0
+            if not await asyncio.to_thread(has_writer, path.parent):
+                raise KrillError(
+                    f"run '{path.parent.name}' was broken off: no process works on it",
+                    hint=f"krill train --run {path.parent.name} goes on with it",
+                )
         for event in events:
             yield event
         if events and isinstance(events[-1], ev.RunFinished):

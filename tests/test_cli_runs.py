@@ -160,6 +160,24 @@ def test_runs_are_listed_reported_watched_and_replayed(krill: Krill) -> None:
     assert len(krill("replay", "first", "--display", "json").splitlines()) == len(events_of("first"))
 
 
+def test_watching_a_run_that_was_killed_ends_and_says_so(
+    krill: Krill, capfd: pytest.CaptureFixture[str]
+) -> None:
+    krill("eval", "--policy", "expert", "--episodes", 2, "--run", "broken", "--display", "none")
+    journal = run_path("broken") / "events.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-1]))
+    assert run(["watch", "broken", "--display", "plain"]) == 1
+    assert "run 'broken' was broken off: no process works on it" in capfd.readouterr().err
+
+
+def test_the_report_as_json_holds_the_rates(krill: Krill) -> None:
+    krill("eval", "--policy", "expert", "--episodes", 3, "--run", "first", "--display", "none")
+    facts = json.loads(krill("report", "first", "--json"))
+    assert facts["evaluations"]["eval"]["overall"]["episodes"] == 3
+    assert facts["outcome"] == "completed" and facts["config"]["seed"] == 0
+
+
 def test_a_damaged_run_does_not_hide_the_others(krill: Krill) -> None:
     krill("eval", "--policy", "expert", "--episodes", 1, "--run", "good", "--display", "none")
     run_path("bad").mkdir()

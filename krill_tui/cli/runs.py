@@ -88,10 +88,17 @@ def replay(options: Options, name: RunArgument) -> None:
         headless.make_console().print(headless.results_table(state))
 
 
-def report(options: Options, name: RunArgument) -> None:
+def report(
+    options: Options,
+    name: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
     """Print the report of a run."""
     from krill_tui.engine.run_store import existing_run
 
+    if as_json:
+        print(json.dumps(_report_facts(existing_run(name) / "events.jsonl"), indent=1))
+        return
     path = existing_run(name) / "report.md"
     try:
         text = path.read_text(encoding="utf-8")
@@ -100,6 +107,27 @@ def report(options: Options, name: RunArgument) -> None:
             f"run '{path.parent.name}' has no report yet", hint="a completed run has one"
         ) from None
     sys.stdout.write(text)
+
+
+def _report_facts(journal: Path) -> dict[str, object]:
+    """What the report says in words, from the journal alone."""
+    from krill_tui.engine.state import RunState
+    from krill_tui.events.journal import read_journal
+
+    state = RunState()
+    for event in read_journal(journal):
+        state.apply(event)
+    phases = [view for view in state.phases if view.finished]
+    return {
+        "run": state.run,
+        "outcome": state.outcome or "broken off or running",
+        "config": state.config,
+        "episodes": state.episodes_done,
+        "skills": len(state.skills),
+        "evaluations": {stage: e.model_dump(mode="json") for stage, e in state.evaluations.items()},
+        "validations": [v.model_dump(mode="json") for v in state.validations],
+        "phases": [{"title": v.title, "seconds": v.seconds, "summary": v.summary} for v in phases],
+    }
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"runs": runs, "watch": watch, "replay": replay, "report": report}

@@ -66,6 +66,17 @@ def list_runs() -> list[str]:
     return [p.name for p in sorted(found, key=lambda p: (p / "events.jsonl").stat().st_mtime, reverse=True)]
 
 
+def has_writer(path: Path) -> bool:
+    """Whether a process has the run in this folder open for writing."""
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 class RunStore:
     """A run directory opened for writing; only one process at a time."""
 
