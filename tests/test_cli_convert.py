@@ -107,7 +107,7 @@ def test_a_run_folder_can_be_converted(krill: Krill) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("text", ["", "{}", "3", "[3]", '[{"id": 1}]', "[" * 100_000, "\ufeff[]", "[1, 2"])
+@pytest.mark.parametrize("text", ["", "{}", "3", "[3]", '[{"id": 1}]', "[" * 100_000, "\ufeff{}", "[1, 2"])
 def test_a_file_that_is_not_of_the_kind_is_one_line_and_nothing_is_written(
     krill: Krill, kind: str, text: str
 ) -> None:
