@@ -53,7 +53,7 @@ def krill(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
         (["train", "--config", "nowhere.json"], ["nowhere.json", "no such file"]),
         (["play", "--env", "webshop", "--backend", "games"], ["WebShop has no backend 'games'", "builtin"]),
         (["--env", "webshop", "play", "--game", "x"], ["genuine ALFWorld game", "--env webshop"]),
-        (["play", "--env", "webshop", "--set", "env.webshop_data=no"], ["no product file in no"]),
+        (["play", "--env", "webshop", "--webshop-data", "no"], ["no product file in no"]),
         (["train", "--env", "chess"], ["env.name"]),
         (["train", "--run", "../up"], ["'../up' is no name for a run"]),
         (["train", "--run", ""], ["'' is no name for a run"]),

@@ -147,7 +147,7 @@ def test_doctor_shows_the_shop(krill: Krill, tmp_path: Path) -> None:
     assert facts["webshop"]["shop"] == "procedural, 1000 products"
     assert facts["webshop"]["test"] == -1
     write_small_set(tmp_path)
-    facts = json.loads(krill("doctor", "--set", f"env.webshop_data={tmp_path}", "--json"))
+    facts = json.loads(krill("doctor", "--webshop-data", tmp_path, "--json"))
     assert facts["webshop"]["shop"] == str(tmp_path) and facts["webshop"]["test"] > 0
     facts = json.loads(krill("doctor", "--set", "env.webshop_data=nowhere", "--json"))
     assert facts["webshop"]["shop"].startswith("none (")

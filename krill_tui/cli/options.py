@@ -45,6 +45,10 @@ class Options:
     backend: Annotated[str | None, typer.Option("--backend", help="builtin, games, textworld or http.")] = (
         None
     )
+    webshop_data: Annotated[
+        Path | None,
+        typer.Option("--webshop-data", help="Folder with genuine WebShop product files [a procedural shop]."),
+    ] = None
     preset: Annotated[str | None, typer.Option("--preset", help="Set of defaults: tiny or paper.")] = None
     seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it.")] = None
     run: Annotated[
@@ -77,7 +81,8 @@ class Options:
                 flag = "--mock" if self.mock else "--live"
                 raise UsageError(f"{flag} means --backend {implied}, but --backend {backend} was given")
             backend = implied
-        env = {"name": self.env, "backend": backend}
+        shop = str(self.webshop_data) if self.webshop_data is not None else None
+        env = {"name": self.env, "backend": backend, "webshop_data": shop}
         typed: dict[str, object] = {"env": {key: value for key, value in env.items() if value is not None}}
         if self.seed is not None:
             typed["seed"] = self.seed

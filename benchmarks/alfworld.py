@@ -1,6 +1,6 @@
 """Speed of Krill's household engine on genuine games, and of the genuine engine on the same commands.
 
-    python benchmarks/alfworld_engine.py --games $ALFWORLD_DATA --split valid_seen [--genuine 4] [--json]
+    python benchmarks/alfworld.py --games $ALFWORLD_DATA --split valid_seen [--genuine 4] [--json]
 
 Ours plays every game of the split with random admissible commands, first with nothing cached (`cold`: each
 game was just loaded), then once more (`warm`: what a group of episodes of one game sees). Where the
@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def play_genuine(plays: list[Play]) -> dict[str, float]:
 
 
 def main() -> None:
+    # A script's folder comes first on the path, where the name of this one would hide the package it measures.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
