@@ -5,12 +5,15 @@ Each can be broken off anywhere and called again: what is owed is computed from 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import time
 from collections.abc import Sequence
 
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import Rollout, conversation
+from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.build import TaskPlan, demonstrator
 from krill_tui.engine.context import RunContext, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import mean_steps, success_rates
@@ -153,9 +156,9 @@ async def evaluate(
     name = plan.evaluation_split()
     games = plan.evaluation(ctx.config.evaluation.episodes)
     tasks = [task for _ in range(ctx.config.evaluation.seeds) for task in games]
-    # The same question (weights, bank, split) is the same evaluation, so a broken-off one goes on.
+    # The same question (weights, bank, split, settings) is the same evaluation, so a broken-off one goes on.
     bank = ctx.bank.version if with_skills else 0
-    prefix = f"evaluate-{stage}-{name}-{weights}-{bank}".replace(":", "-")
+    prefix = f"evaluate-{stage}-{name}-{weights}-{bank}-{_settings_key(ctx.config)}".replace(":", "-")
     specs = make_specs(ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills)
     log = PhaseLog(
         ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)
@@ -183,6 +186,13 @@ async def evaluate(
     log.finish(
         f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games"
     )
+
+
+def _settings_key(config: KrillConfig) -> str:
+    """Six letters that differ where two configs ask different things of a policy; speed is no difference."""
+    asked = config.model_dump(mode="json", include={"env", "policy", "skill_retrieval"})
+    del asked["env"]["concurrency"], asked["policy"]["threads"], asked["policy"]["device"]
+    return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=3).hexdigest()
 
 
 def teacher_event(name: str, call: TeacherCall) -> ev.TeacherCalled:
