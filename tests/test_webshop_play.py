@@ -184,6 +184,14 @@ def test_tasks_of_product_files_are_learned_from_round_and_round(tmp_path: Path)
     assert not {t.id for t in plan.evolve(5)} & {t.id for t in plan.train(0, size)}
 
 
+def test_the_genuine_flag_keeps_the_originals_splits(tmp_path: Path) -> None:
+    write_small_set(tmp_path)
+    ours, genuine = (
+        build_source(shop(webshop_data=str(tmp_path), genuine=flag)).content_hash() for flag in (False, True)
+    )
+    assert ours != genuine
+
+
 def visit(*plays: tuple[str, str, tuple[str, ...]], task: str = "") -> Trajectory:
     """A lost visit of (observation, action, clickable)."""
     steps = tuple(

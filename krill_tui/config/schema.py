@@ -27,6 +27,9 @@ class EnvConfig(Settings):
     """Folder that holds `json_2.1.1`; empty: $ALFWORLD_DATA."""
     webshop_data: str = ""
     """Folder that holds WebShop's `items_shuffle.json` and `items_ins_v2.json`; empty: a procedural shop."""
+    genuine: bool = False
+    """WebShop: the original's behaviour also where ours differs on purpose (goals split by number, goals that cannot
+    be met are kept, steps after the end)."""
     observation_mode: Literal["text", "text_rich"] = "text"
     """How WebShop shows a page; `text_rich` marks its buttons."""
     train_split: str = "train"

@@ -57,6 +57,7 @@ def _build_shop(config: KrillConfig) -> TaskSource:
         config.seed,
         data_dir=Path(env.webshop_data) if env.webshop_data else None,
         observation_mode=env.observation_mode,
+        genuine=env.genuine,
         max_steps=env.max_steps,
     )
 
