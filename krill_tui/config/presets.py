@@ -9,7 +9,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "env": {"backend": "builtin", "world_size": "small", "max_steps": 16},
         "policy": {
             "kind": "local",
-            # One thread: the same numbers on any machine, and a core left for the screen.
+            # One thread: the sums do not depend on how many cores there are, and one is left for the screen.
             "threads": 1,
             "constrained": True,
             "prompt_style": "compact",

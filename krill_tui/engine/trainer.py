@@ -19,8 +19,8 @@ KEEP_CHECKPOINTS = 3
 LIVE_WINDOW = 0.02
 """Seconds a batch waits for slow worlds."""
 IN_PROCESS_WINDOW = 0.5
-"""The same for worlds in process. They are never that late, so a batch is always all live episodes: the same sums in
-the same order, whatever else the machine does, and with them the same run for the same seed."""
+"""The same for worlds in process. Unless the machine stalls for longer, a batch is all live episodes: the same sums
+in the same order, and with them the same run for the same seed."""
 
 
 class Trainer:

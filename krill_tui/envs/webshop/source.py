@@ -82,10 +82,10 @@ class WebshopEnvironment:
 class WebshopSource:
     """Tasks of one shop: procedural (`size` products), or the products of `data_dir`.
 
-    `genuine` keeps the original where ours differs on purpose: its splits by goal number, goals that
-    nothing can meet, its special queries, and shopping on after the purchase. `human_goals` asks for what people asked for, where the
-    data folder says so, instead of one goal for each combination of options. `max_steps` is what the expert
-    reckons with.
+    `genuine` keeps the original where ours differs on purpose: its splits by goal number, goals that nothing can meet,
+    its special queries, and shopping on after the purchase. `human_goals` asks for what people asked for, where the
+    data folder says so, instead of one goal for each combination of options. `max_steps` is what the expert reckons
+    with.
 
     Raises:
         UsageError: too few products, or no product file in `data_dir`.
