@@ -11,6 +11,8 @@ import pytest
 
 from krill_tui.envs.alfworld import worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
+from krill_tui.envs.alfworld.expert import AlfworldExpert
+from krill_tui.envs.alfworld.game import GameData
 from krill_tui.envs.alfworld.source import BuiltinSource
 from krill_tui.envs.alfworld.text import CATEGORIES, object_type, parse_task
 from krill_tui.envs.alfworld.worlds import SPLITS, build_world, household
@@ -142,3 +144,41 @@ def test_the_content_hash_names_size_and_household() -> None:
     hashes = {BuiltinSource(size, seed).content_hash() for size in SIZES for seed in (0, 1)}
     assert len(hashes) == 4
     assert BuiltinSource().content_hash() == BuiltinSource().content_hash()
+
+
+def without_needless_visits(world: GameData, actions: list[str]) -> list[str]:
+    """A won play, less every visit (a `go to` and what is done there) that the win does not need."""
+
+    def wins(plan: list[str]) -> bool:
+        game = AlfworldGame(world)
+        result = game.reset()
+        for action in plan:
+            result = game.step(action)
+        return result.won
+
+    start = 0
+    while start < len(actions):
+        end = start + 1
+        while end < len(actions) and not actions[end].startswith("go to"):
+            end += 1
+        rest = actions[:start] + actions[end:]
+        if actions[start].startswith("go to") and wins(rest):
+            actions = rest
+        else:
+            start += 1
+    return actions
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_world_has_a_plan_far_within_the_step_limit(size: worlds.WorldSize) -> None:
+    # The last one is a world that the expert, who has to search, wins only after 50 steps.
+    for seed, index in [*((seed, index) for seed in range(4) for index in range(15)), (2, 33)]:
+        world, _ = worlds.build_world(size, "test", seed, index)
+        game, expert = AlfworldGame(world), AlfworldExpert()
+        actions: list[str] = []
+        result = game.reset()
+        while not result.done and len(actions) < 300:
+            actions.append(expert.act(result)[1])
+            result = game.step(actions[-1])
+        assert result.won
+        assert len(without_needless_visits(world, actions)) <= 15
