@@ -118,9 +118,8 @@ def test_noise_of_the_batch_turns_no_decision(
             seed=n,
             constrained=constrained,
             temperature=temperature,
-            max_tokens=16,
         )
-        for n in range(16)
+        for n in range(24)
     ]
 
     def replies(sampler: Sampler) -> list[tuple[int, ...]]:

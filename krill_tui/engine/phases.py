@@ -202,7 +202,9 @@ async def evaluate(
     # The same question (weights, bank, split, settings) is the same evaluation, so a broken-off one goes on.
     bank = ctx.bank.version if with_skills else 0
     prefix = f"evaluate-{stage}-{name}-{weights}-{bank}-{_settings_key(ctx.config)}".replace(":", "-")
-    specs = make_specs(ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills)
+    specs = make_specs(
+        ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills, noise=f"evaluate-{name}"
+    )
     log = PhaseLog(
         ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)
     )
