@@ -16,8 +16,11 @@ from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.skills.evolve import evolve as evolve_bank
-from krill_tui.training.advantage import group_advantages
+from krill_tui.training.advantage import batch_advantages
 from krill_tui.trajectory import StopReason, Task, Trajectory
+
+TRUNCATED = (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT)
+"""How an episode stops that a limit cut short."""
 
 
 async def reinforce(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
@@ -62,19 +65,23 @@ async def grpo_step(
     played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
     episodes: list[GrpoEpisode] = []
     returns: list[list[float]] = []
+    learned_from: list[Trajectory] = []
     for group in range(groups):
         members = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
         usable = [t for t in members if t.id in tokens and t.stop_reason is not StopReason.ERROR]
         if len(usable) < 2:
             continue
-        rewards = [episode_return(t, config.invalid_action_penalty) for t in usable]
-        returns.append(rewards)
-        advantages = group_advantages(rewards, "group" if config.scale_rewards else "none")
-        episodes += [
-            GrpoEpisode(tokens=tokens[t.id], advantage=float(a))
-            for t, a in zip(usable, advantages, strict=True)
-        ]
-    values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if episodes else {}
+        returns.append([episode_return(t, config.invalid_action_penalty) for t in usable])
+        learned_from += usable
+    advantages = [float(a) for group in batch_advantages(returns, config.scale_rewards) for a in group]
+    for trajectory, advantage in zip(learned_from, advantages, strict=True):
+        sequence = tokens[trajectory.id]
+        if config.mask_truncated_completions and trajectory.stop_reason in TRUNCATED:
+            # Without a token to learn from, as TRL does it: it still counts as an episode of its batch.
+            sequence = sequence.model_copy(update={"mask": (0,) * len(sequence.mask)})
+        episodes.append(GrpoEpisode(tokens=sequence, advantage=advantage))
+    something = any(any(episode.tokens.mask) for episode in episodes)
+    values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if something else {}
     seconds = time.perf_counter() - began
     return (
         step_metrics(list(played.values()), returns)
@@ -112,10 +119,7 @@ def step_metrics(trajectories: Sequence[Trajectory], returns: Sequence[Sequence[
         "valid_action_ratio": 1 - sum(t.invalid_actions for t in trajectories) / max(1, steps),
         "num_turns": steps / count,
         "completions/mean_length": sum(t.tokens.policy for t in trajectories) / count,
-        "completions/clipped_ratio": sum(
-            t.stop_reason in (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT) for t in trajectories
-        )
-        / count,
+        "completions/clipped_ratio": sum(t.stop_reason in TRUNCATED for t in trajectories) / count,
         "skills/injected_mean": sum(len(t.skills) for t in trajectories) / count,
         "skills/cited_rate": sum(bool(t.cited) for t in with_skills) / max(1, len(with_skills)),
         "errors": sum(t.stop_reason is StopReason.ERROR for t in trajectories) / count,
@@ -135,7 +139,8 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
     overall, categories = success_rates(played)
     if not any(v.step == step for v in ctx.state.validations):
         ctx.emit(ev.Validated(step=step, overall=overall, categories=categories))
-    if ctx.state.evolved_at != step:
+    # Of two evolutions behind the newest checkpoint both are done, when a killed run comes by again.
+    if ctx.state.evolved_at < step:
         await _evolve(ctx, played, categories, step)
 
 
