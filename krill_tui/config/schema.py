@@ -11,6 +11,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
+def _scaling(value: object) -> object:
+    """True and false are what the setting was before there was a choice, and what TRL still takes."""
+    return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
+
+
 class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, strict=True
@@ -117,12 +122,7 @@ class RlConfig(Settings):
     training_epochs: int = Field(default=150, ge=1)
     """GRPO steps."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
-    scale_rewards: Annotated[
-        Literal["group", "batch", "none"],
-        BeforeValidator(
-            lambda value: {True: "group", False: "none"}[value] if value in (True, False) else value
-        ),
-    ] = "group"
+    scale_rewards: Annotated[Literal["group", "batch", "none"], BeforeValidator(_scaling)] = "group"
     """Divide advantages by the standard deviation of the group's returns, of the whole batch's, or not; true and
     false mean `group` and `none`."""
     num_iterations: int = Field(default=1, ge=1, le=100)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from krill_tui.agent.rollout import EpisodeSpec
+from krill_tui.config.schema import RlConfig
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import success_rates
@@ -17,7 +18,7 @@ from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.skills.evolve import evolve as evolve_bank
 from krill_tui.training.advantage import batch_advantages
-from krill_tui.trajectory import StopReason, Task, Trajectory
+from krill_tui.trajectory import EpisodeTokens, StopReason, Task, Trajectory
 
 TRUNCATED = (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT)
 """How an episode stops that a limit cut short."""
@@ -63,23 +64,14 @@ async def grpo_step(
     sampled = time.perf_counter() - began
     tokens = ctx.tokens.read(name) if owed or kept else {}
     played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
-    episodes: list[GrpoEpisode] = []
-    returns: list[list[float]] = []
-    learned_from: list[Trajectory] = []
+    members: list[list[Trajectory]] = []
     for group in range(groups):
-        members = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
-        usable = [t for t in members if t.id in tokens and t.stop_reason is not StopReason.ERROR]
-        if len(usable) < 2:
-            continue
-        returns.append([episode_return(t, config.invalid_action_penalty) for t in usable])
-        learned_from += usable
-    advantages = [float(a) for group in batch_advantages(returns, config.scale_rewards) for a in group]
-    for trajectory, advantage in zip(learned_from, advantages, strict=True):
-        sequence = tokens[trajectory.id]
-        if config.mask_truncated_completions and trajectory.stop_reason in TRUNCATED:
-            # Without a token to learn from, as TRL does it: it still counts as an episode of its batch.
-            sequence = sequence.model_copy(update={"mask": (0,) * len(sequence.mask)})
-        episodes.append(GrpoEpisode(tokens=sequence, advantage=advantage))
+        of_group = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
+        usable = [t for t in of_group if t.id in tokens and t.stop_reason is not StopReason.ERROR]
+        if len(usable) >= 2:
+            members.append(usable)
+    returns = [[episode_return(t, config.invalid_action_penalty) for t in group] for group in members]
+    episodes = to_learn_from(members, returns, tokens, config)
     something = any(any(episode.tokens.mask) for episode in episodes)
     values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if something else {}
     seconds = time.perf_counter() - began
@@ -94,6 +86,27 @@ async def grpo_step(
             else 0.0,
         }
     )
+
+
+def to_learn_from(
+    groups: Sequence[Sequence[Trajectory]],
+    returns: Sequence[Sequence[float]],
+    tokens: Mapping[str, EpisodeTokens],
+    config: RlConfig,
+) -> list[GrpoEpisode]:
+    """The episodes of a batch of groups, in their order, with their advantages.
+
+    With `mask_truncated_completions` an episode that a limit cut has no token to learn from; it still counts as one
+    of its batch and its return in its group, as in TRL.
+    """
+    episodes = []
+    for group, advantages in zip(groups, batch_advantages(returns, config.scale_rewards), strict=True):
+        for trajectory, advantage in zip(group, advantages, strict=True):
+            sequence = tokens[trajectory.id]
+            if config.mask_truncated_completions and trajectory.stop_reason in TRUNCATED:
+                sequence = sequence.model_copy(update={"mask": (0,) * len(sequence.mask)})
+            episodes.append(GrpoEpisode(tokens=sequence, advantage=float(advantage)))
+    return episodes
 
 
 def episode_return(trajectory: Trajectory, penalty: float) -> float:
