@@ -164,6 +164,10 @@ async def _evolve(
         _say_finished_cycle(ctx, categories, step)
         return
     settings = ctx.config.evolution
+    if not settings.enabled:
+        reason = "evolution is switched off (evolution.enabled)"
+        ctx.emit(ev.Evolved(cycle=ctx.bank.cycle, step=step, rates=categories, reason=reason))
+        return
     report = await evolve_bank(
         played,
         ctx.bank,
