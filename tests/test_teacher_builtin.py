@@ -51,7 +51,7 @@ async def test_the_miner_writes_the_order_that_won_into_the_categorys_tier() -> 
     report = await BuiltinTeacher().distill([episode()], [], env="alfworld")
     heat = next(p for p in report.proposals if p.tier == "Heat")
     assert heat.name == "Heat before putting"
-    assert heat.principle == "heat: take it, go to microwave, heat it, then put it"
+    assert heat.principle == "heat: microwave (take it, go there, heat it, then put it)"
 
 
 async def test_lessons_need_two_failures_and_name_them() -> None:

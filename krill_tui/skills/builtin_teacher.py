@@ -17,7 +17,7 @@ from krill_tui.envs.alfworld.text import object_type, parse_task
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
 from krill_tui.skills.plays import Deed, Faults, deeds, faults, inspected, sightings
 from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, TeacherCall, check_teachable
-from krill_tui.skills.text import Location, normalised, parse_location
+from krill_tui.skills.text import Location, Station, normalised, parse_location
 from krill_tui.trajectory import StopReason, Trajectory
 
 _SEEN = re.compile(r"seen there (\d+) of (\d+) times")
@@ -285,6 +285,8 @@ def _strategies(trajectories: Sequence[Trajectory], bank_skills: Sequence[Skill]
         verb, name = _STRATEGIES[category]
         *first, last = order
         principle = f"{verb}: {', '.join(first)}, then {last}" if first else f"{verb}: {last}"
+        if station := _station_of(order, verb):
+            principle = Station(verb, station).principle
         if (category, normalised(principle)) in said:
             continue
         proposals.append(
@@ -298,6 +300,13 @@ def _strategies(trajectories: Sequence[Trajectory], bank_skills: Sequence[Skill]
             )
         )
     return proposals
+
+
+def _station_of(order: Sequence[str], treatment: str) -> str:
+    """The receptacle type of an order such as: take it, go to stoveburner, heat it, put it; "" where it is another."""
+    if len(order) != 4 or not order[1].startswith("go to ") or order[2] != f"{treatment} it":
+        return ""
+    return order[1].removeprefix("go to ")
 
 
 def _phrases(done: Sequence[Deed]) -> Iterable[str]:
