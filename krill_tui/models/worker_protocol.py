@@ -78,13 +78,20 @@ class SftStepRequest(Record):
     """False: only measure the loss."""
 
 
+class CountTokensRequest(Record):
+    """How long conversations are, as SFT would train on them but before any is cut."""
+
+    kind: Literal["count_tokens"] = "count_tokens"
+    examples: tuple[SftExample, ...]
+
+
 class GrpoEpisode(Record):
     tokens: EpisodeTokens
     advantage: float
 
 
 class GrpoStepRequest(Record):
-    """One optimizer step of GRPO (the paper's Eq. 9); the reference is the frozen SFT adapter."""
+    """One step of GRPO (the paper's Eq. 9) over a batch; the reference is the frozen SFT adapter."""
 
     kind: Literal["grpo_step"] = "grpo_step"
     episodes: tuple[GrpoEpisode, ...]
@@ -98,6 +105,9 @@ class GrpoStepRequest(Record):
     """The temperature the episodes were sampled at; log-probabilities are taken at it."""
     max_completion_length: int = 0
     """What dr_grpo divides by; 0 takes the longest episode of the batch."""
+    use_bias_correction_kl: bool = False
+    num_iterations: int = 1
+    """Optimizer steps over the same episodes."""
 
 
 class FreezeReferenceRequest(Record):
@@ -122,6 +132,7 @@ WorkerRequest = Annotated[
     | SampleRequest
     | FinishRequest
     | SftStepRequest
+    | CountTokensRequest
     | GrpoStepRequest
     | FreezeReferenceRequest
     | SaveRequest
@@ -165,6 +176,12 @@ class MetricsReply(Record):
     values: dict[str, float]
 
 
+class TokenCountsReply(Record):
+    kind: Literal["token_counts"] = "token_counts"
+    lengths: tuple[tuple[int, int], ...]
+    """Of each example: all tokens, and those of the policy's replies."""
+
+
 class ProgressReply(Record):
     """Between a training request and its reply, so that a long step shows life; not the reply itself."""
 
@@ -186,7 +203,7 @@ class ErrorReply(Record):
 
 
 WorkerReply = Annotated[
-    LoadedReply | SampledReply | MetricsReply | ProgressReply | OkReply | ErrorReply,
+    LoadedReply | SampledReply | MetricsReply | TokenCountsReply | ProgressReply | OkReply | ErrorReply,
     Field(discriminator="kind"),
 ]
 

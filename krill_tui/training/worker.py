@@ -18,11 +18,13 @@ from typing import Any, BinaryIO
 import torch
 import transformers
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from krill_tui.errors import KrillError, ModelError
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import (
     CloseRequest,
+    CountTokensRequest,
     ErrorReply,
     FinishRequest,
     FreezeReferenceRequest,
@@ -37,12 +39,13 @@ from krill_tui.models.worker_protocol import (
     SaveRequest,
     SftExample,
     SftStepRequest,
+    TokenCountsReply,
     WorkerReply,
     WorkerRequest,
     request_adapter,
 )
 from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
-from krill_tui.training.grpo import GrpoSettings, grpo_step
+from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
 from krill_tui.training.model import ModelSettings, PolicyModel, load_base
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
@@ -82,6 +85,8 @@ class Worker:
                 self._loaded[1].finish(request.episodes)
             case SftStepRequest():
                 return self._sft(request)
+            case CountTokensRequest():
+                return self._count_tokens(request)
             case GrpoStepRequest():
                 return self._grpo(request)
             case FreezeReferenceRequest():
@@ -145,6 +150,14 @@ class Worker:
             sampler.refresh()
         return MetricsReply(version=trainer.version, values=metrics)
 
+    def _count_tokens(self, request: CountTokensRequest) -> TokenCountsReply:
+        chat = self._loaded[0].policy.chat
+        sequences = [
+            chat.conversation([{"role": m.role, "content": m.content} for m in example.messages])
+            for example in request.examples
+        ]
+        return TokenCountsReply(lengths=tuple((len(s.ids), sum(s.mask)) for s in sequences))
+
     def _grpo(self, request: GrpoStepRequest) -> MetricsReply:
         trainer, sampler = self._loaded
         settings = GrpoSettings(
@@ -156,10 +169,18 @@ class Worker:
             max_grad_norm=request.max_grad_norm,
             temperature=request.temperature,
             max_completion_length=request.max_completion_length,
+            use_bias_correction_kl=request.use_bias_correction_kl,
         )
-        metrics = self._within_memory(lambda: grpo_step(trainer, request.episodes, settings, self._report))
-        sampler.refresh()
-        return MetricsReply(version=trainer.version, values=metrics)
+        old_logprobs: dict[int, Tensor] = {}
+
+        def step() -> dict[str, float]:
+            return grpo_step(trainer, request.episodes, settings, self._report, old_logprobs)
+
+        try:
+            steps = [self._within_memory(step) for _ in range(request.num_iterations)]
+        finally:
+            sampler.refresh()
+        return MetricsReply(version=trainer.version, values=over_iterations(steps))
 
     @staticmethod
     def _tokenize(trainer: Trainer, example: SftExample) -> MaskedTokens:
