@@ -460,5 +460,7 @@ def test_a_real_ablation_killed_and_started_again_ends_with_its_report():
     for name in ("report.md", "curves.svg", "success.svg"):
         assert (folder / name).stat().st_size > 500
     for entry in (folder.parent).glob("ab-*-s0"):
-        played_ids = [json.loads(line)["id"] for line in (entry / "trajectories.jsonl").open()]
+        played_ids = [
+            json.loads(line)["id"] for line in (entry / "trajectories.jsonl").read_bytes().splitlines()
+        ]
         assert len(played_ids) == len(set(played_ids))
