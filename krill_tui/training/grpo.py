@@ -11,7 +11,7 @@ from torch import Tensor
 
 from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
-from krill_tui.training.batches import TokenBatch, make_batch, pad, split_by_tokens
+from krill_tui.training.batches import TokenBatch, make_batch, pad, split
 from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
@@ -56,8 +56,11 @@ def grpo_step(
     trainer.clear_gradients()
     tally = _Tally()
     done = 0
-    for group in split_by_tokens(lengths, trainer.token_budget):
-        batch = make_batch([sequences[i] for i in group]).to(trainer.policy.device)
+    packed = trainer.policy.packable
+    computed = 0
+    for group in split(sequences, trainer.token_budget, packed=packed):
+        batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
+        computed += batch.tokens
         weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
         _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally)
         done += sum(lengths[i] for i in group)
@@ -66,6 +69,7 @@ def grpo_step(
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
     metrics["num_tokens"] = float(sum(lengths))
+    metrics["computed_tokens"] = float(computed)
     metrics["policy_tokens"] = float(sum(own))
     metrics["training_tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
     return metrics
