@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,9 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on a device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return TokenBatch(*(None if value is None else value.to(device) for value in values))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {k: part.to(device) for k, part in parts.items() if part is not None}
+        return TokenBatch(**moved)
 
 
 def split(sequences: Sequence[MaskedTokens], budget: int, *, packed: bool) -> list[list[int]]:
@@ -121,14 +123,14 @@ def make_batch(sequences: Sequence[MaskedTokens], *, packed: bool = False) -> To
     table = torch.tensor([[*a, *[-1] * (most - len(a))] for a in choices], dtype=torch.int64)
     ids = pad([sequence.ids for sequence in sequences], width, torch.int64)
     row_index, column_index = torch.tensor(rows, dtype=torch.int64), torch.tensor(columns, dtype=torch.int64)
-    row: Pack | None = None
+    packing: Pack | None = None
     before: Tensor | None = None
     if packed:
         last = [0] * len(sequences)
         for index, column in zip(rows, columns, strict=True):
             last[index] = column
-        row = pack([sequence.ids[:end] for sequence, end in zip(sequences, last, strict=True)])
-        places = [row.index(index) for index in range(len(sequences))]
+        packing = pack([sequence.ids[:end] for sequence, end in zip(sequences, last, strict=True)])
+        places = [packing.index(index) for index in range(len(sequences))]
         before = torch.tensor(
             [places[index][column - 1] for index, column in zip(rows, columns, strict=True)],
             dtype=torch.int64,
@@ -141,6 +143,6 @@ def make_batch(sequences: Sequence[MaskedTokens], *, packed: bool = False) -> To
         targets=ids[row_index, column_index],
         choice_rows=torch.tensor(choice_rows, dtype=torch.int64),
         choices=table.view(len(choices), most),
-        pack=row,
+        pack=packing,
         before=before,
     )
