@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
@@ -33,6 +35,7 @@ class GrpoSettings:
     """The one the episodes were sampled at."""
     max_completion_length: int = 0
     """Divisor of dr_grpo; 0 takes the longest episode of the batch."""
+    use_bias_correction_kl: bool = False
 
 
 def grpo_step(
@@ -40,8 +43,14 @@ def grpo_step(
     episodes: Sequence[GrpoEpisode],
     settings: GrpoSettings,
     progress: Progress = no_progress,
+    old_logprobs: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
     """One optimizer step over all episodes of a batch of groups. Gives metrics under TRL's names.
+
+    pi_old of Eq. 9 is the policy before the first step on these episodes, computed here and not taken from the sampler,
+    as TRL does it: an update is a function of weights, tokens and advantages, whatever batches the episodes were
+    sampled in. `old_logprobs` is empty at the first step, which fills it, and is handed to later ones over the same
+    episodes; by index of an episode `[T]`. An episode without policy tokens counts as an episode, and no more.
 
     Raises:
         ModelError: no policy token in the batch, or a gradient that is not finite.
@@ -55,16 +64,23 @@ def grpo_step(
     longest = settings.max_completion_length or max(own)
     trainer.clear_gradients()
     tally = _Tally()
+    first: dict[int, Tensor] = {}
     done = 0
     packed = trainer.policy.packable
     computed = 0
-    for group in split(sequences, trainer.token_budget, packed=packed):
+    learning = [i for i, count in enumerate(own) if count]
+    for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
+        group = [learning[position] for position in positions]
         batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
         computed += batch.tokens
         weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
-        _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally)
+        old = [old_logprobs[i] for i in group] if old_logprobs else None
+        scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
+        first.update((i, row[: lengths[i]]) for i, row in zip(group, scored, strict=True))
         done += sum(lengths[i] for i in group)
         progress(done, sum(lengths))
+    if old_logprobs is not None and not old_logprobs:
+        old_logprobs.update(first)
     metrics = tally.metrics(with_reference=settings.kl_coeff != 0)
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
@@ -82,20 +98,28 @@ def _micro_batch(
     episodes: Sequence[GrpoEpisode],
     settings: GrpoSettings,
     tally: _Tally,
-) -> None:
-    """Add the gradients and the metrics of some episodes."""
+    old: Sequence[Tensor] | None,
+) -> Tensor:
+    """Add the gradients and the metrics of some episodes; gives their log-probabilities `[B, T]` without gradient.
+
+    `old`: those of the first step on these episodes, `[T]` each; None: this is it.
+    """
     policy = trainer.policy
     width = batch.ids.shape[1]
-    old = pad([e.tokens.logprobs for e in episodes], width, torch.float32).to(policy.device)
+    sampled = pad([e.tokens.logprobs for e in episodes], width, torch.float32).to(policy.device)
     advantages = torch.tensor([e.advantage for e in episodes], dtype=torch.float32, device=policy.device)
     reference = None
     if settings.kl_coeff:
         with torch.no_grad():
             reference = policy.token_scores(batch, "reference", settings.temperature)[0]
     logprobs, entropies, _ = policy.token_scores(batch, "policy", settings.temperature)
+    scored = logprobs.detach()
+    before = scored
+    if old is not None:
+        before = torch.stack([functional.pad(row, (0, width - len(row))) for row in old])
     result = grpo_loss(
         logprobs,
-        old,
+        before,
         reference,
         advantages,
         batch.mask,
@@ -104,9 +128,11 @@ def _micro_batch(
         epsilon_high=settings.epsilon_high,
         kl_coeff=settings.kl_coeff,
         loss_type=settings.loss_type,
+        use_bias_correction_kl=settings.use_bias_correction_kl,
     )
     result.loss.backward()
-    tally.add(result, logprobs.detach() - old, entropies, batch.mask)
+    tally.add(result, scored - sampled, scored - before, entropies, batch.mask)
+    return scored
 
 
 class _Tally:
@@ -117,8 +143,11 @@ class _Tally:
         self._largest_gap = 0.0
         self._means = MaskedMeans()
 
-    def add(self, result: GrpoLoss, log_ratio: Tensor, entropies: Tensor, mask: Tensor) -> None:
-        gap = (log_ratio * mask).abs()
+    def add(
+        self, result: GrpoLoss, from_sampler: Tensor, from_old: Tensor, entropies: Tensor, mask: Tensor
+    ) -> None:
+        """`from_sampler`, `from_old`: log-ratios of the policy to the sampler and to pi_old, `[B, T]`."""
+        gap = (from_sampler * mask).abs()
         self._loss += float(result.loss.detach())
         self._largest_gap = max(self._largest_gap, float(gap.max()))
         self._means.add(
@@ -128,9 +157,9 @@ class _Tally:
             low=result.clipped_low,
             high=result.clipped_high,
             region=result.clipped_low | result.clipped_high,
-            ratio=result.ratio,
+            ratio=torch.exp(from_sampler * mask),
             gap=gap,
-            move=-log_ratio,
+            move=-from_old,
         )
 
     def metrics(self, *, with_reference: bool) -> dict[str, float]:
@@ -150,3 +179,12 @@ class _Tally:
         if with_reference:
             metrics["kl"] = mean("kl")
         return metrics
+
+
+def over_iterations(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Metrics of several steps over the same episodes: their means, and of `sampling/` the first, before any update."""
+    first = steps[0]
+    return {
+        name: first[name] if name.startswith("sampling/") else statistics.fmean(step[name] for step in steps)
+        for name in first
+    }
