@@ -32,7 +32,7 @@ from krill_tui.training.trainer import Trainer
 from tests.tiny_policy import make_policy, sample_episodes
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 400,
+    "vocab_size": 300,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -45,11 +45,11 @@ SIZES: dict[str, Any] = {
 def _group(seed: int, prompt: int = 40, size: int = 5) -> list[MaskedTokens]:
     """Sequences with a common prompt and two replies each, of different lengths."""
     rng = random.Random(seed)
-    start = [rng.randrange(9, 390) for _ in range(prompt)]
+    start = [rng.randrange(9, 250) for _ in range(prompt)]
     sequences = []
     for _ in range(size):
         lengths = [(rng.randrange(1, 9), 1), (rng.randrange(1, 30), 0), (rng.randrange(1, 9), 1), (2, 0)]
-        ids = start + [rng.randrange(9, 390) for length, _ in lengths for _ in range(length)]
+        ids = start + [rng.randrange(9, 250) for length, _ in lengths for _ in range(length)]
         mask = [0] * prompt + [own for length, own in lengths for _ in range(length)]
         sequences.append(MaskedTokens(tuple(ids), tuple(mask)))
     return sequences
@@ -60,7 +60,7 @@ def _other_bases() -> dict[str, Any]:
     alibi = {k: v for k, v in SIZES.items() if k not in ("num_key_value_heads", "intermediate_size")}
     return {
         "qwen2": Qwen2ForCausalLM(Qwen2Config(**SIZES)),
-        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=256)),
+        "gpt2": GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=256)),
         "sliding": MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
         "alibi": FalconForCausalLM(FalconConfig(**alibi, alibi=True)),
     }
@@ -170,8 +170,8 @@ def test_a_completion_does_not_see_another(tiny_model_dir: Path) -> None:
     before = _scores(policy, group, packed=True)
     for changed in range(len(group)):
         ids, mask = list(group[changed].ids), group[changed].mask
-        ids[40] = 9 + ids[40] % 300
-        ids[-3] = 9 + (ids[-3] + 1) % 300
+        ids[40] = 9 + ids[40] % 240
+        ids[-3] = 9 + (ids[-3] + 1) % 240
         other = [*group]
         other[changed] = replace(group[changed], ids=tuple(ids))
         after = _scores(policy, other, packed=True)
