@@ -13,6 +13,7 @@ from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.training.batches import TokenBatch, make_batch, pad, split_by_tokens
 from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
+from krill_tui.training.ranks import Ranks
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
 
@@ -41,7 +42,9 @@ def grpo_step(
     settings: GrpoSettings,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One optimizer step over all episodes of a batch of groups. Gives metrics under TRL's names.
+    """One optimizer step over all episodes of a batch of groups, which the processes share.
+
+    Gives metrics under TRL's names.
 
     Raises:
         ModelError: no policy token in the batch, or a gradient that is not finite.
@@ -56,12 +59,16 @@ def grpo_step(
     trainer.clear_gradients()
     tally = _Tally()
     done = 0
-    for group in split_by_tokens(lengths, trainer.token_budget):
-        batch = make_batch([sequences[i] for i in group]).to(trainer.policy.device)
-        weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
-        _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally)
-        done += sum(lengths[i] for i in group)
-        progress(done, sum(lengths))
+    share = trainer.ranks.share(lengths)
+    with trainer.ranks.together():
+        for positions in split_by_tokens([lengths[i] for i in share], trainer.token_budget):
+            group = [share[position] for position in positions]
+            batch = make_batch([sequences[i] for i in group]).to(trainer.policy.device)
+            weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
+            _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally)
+            done += sum(lengths[i] for i in group)
+            progress(done, sum(lengths))
+    tally.gather(trainer.ranks)
     metrics = tally.metrics(with_reference=settings.kl_coeff != 0)
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
@@ -128,6 +135,12 @@ class _Tally:
             gap=gap,
             move=-log_ratio,
         )
+
+    def gather(self, ranks: Ranks) -> None:
+        """Make this the tally of all processes."""
+        self._loss = sum(ranks.gather([self._loss]))
+        self._largest_gap = max(ranks.gather([self._largest_gap]))
+        self._means.gather(ranks)
 
     def metrics(self, *, with_reference: bool) -> dict[str, float]:
         """`policy_move` is verl's ppo_kl, mean(log pi_old - log pi_theta); the other names are TRL's."""
