@@ -165,8 +165,8 @@ def make_console(stream: TextIO | None = None) -> Console:
     return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
 
 
-async def run_session(session: Session, phases: Sequence[str], view: View) -> str:
-    """Work through `phases`; returns `completed`, `cancelled` or `failed`.
+async def run_session(session: Session, phases: Sequence[str], view: View, *, resume: bool = False) -> str:
+    """Work through `phases`; returns `completed`, `cancelled` or `failed`. `resume` as in `Session.launch`.
 
     The first SIGINT or SIGTERM asks the engine to save and stop, a second one changes nothing.
     """
@@ -184,7 +184,7 @@ async def run_session(session: Session, phases: Sequence[str], view: View) -> st
     unsubscribe = session.bus.subscribe(view.show)
     with _on_signals(loop, stop):
         try:
-            session.launch(phases)
+            session.launch(phases, resume=resume)
             outcome = await session.wait()
             if stopping is not None:
                 await stopping

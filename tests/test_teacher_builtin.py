@@ -5,7 +5,7 @@ import pytest
 from krill_tui.errors import SplitProtectedError
 from krill_tui.models.builtin_embedder import BuiltinEmbedder
 from krill_tui.models.scripted import ScriptedChat
-from krill_tui.skill import GENERAL, SkillKind, SkillOrigin, SkillProposal
+from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillProposal
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.builtin_teacher import BuiltinTeacher
 from krill_tui.skills.distill import distill
@@ -51,7 +51,7 @@ async def test_the_miner_writes_the_order_that_won_into_the_categorys_tier() -> 
     report = await BuiltinTeacher().distill([episode()], [], env="alfworld")
     heat = next(p for p in report.proposals if p.tier == "Heat")
     assert heat.name == "Heat before putting"
-    assert heat.principle == "heat: take it, go to microwave, heat it, then put it"
+    assert heat.principle == "heat: microwave (take it, go there, heat it, then put it)"
 
 
 async def test_lessons_need_two_failures_and_name_them() -> None:
@@ -60,12 +60,15 @@ async def test_lessons_need_two_failures_and_name_them() -> None:
     assert not [p for p in one.proposals if p.kind is SkillKind.LESSON]
     two = await BuiltinTeacher().distill(lost, [], env="alfworld")
     lessons = [p for p in two.proposals if p.kind is SkillKind.LESSON]
-    assert {p.name for p in lessons} == {
-        "Search each place once",
-        "Open what is closed",
-        "Do not repeat what does nothing",
-    }
+    assert [p.name for p in lessons] == ["Look into more places", "Search each place once"], "two in a tier"
     assert all(p.evidence == ("e0", "e1") and p.tier == "Heat" for p in lessons)
+    assert all("2 of 2 failures" in p.when_to_apply for p in lessons)
+    said = [
+        Skill(id=f"heat_{i:03}", name=p.name, principle=p.principle, tier="Heat")
+        for i, p in enumerate(lessons)
+    ]
+    again = await BuiltinTeacher().distill(lost, said, env="alfworld")
+    assert not [p for p in again.proposals if p.kind is SkillKind.LESSON], "the tier's two are taken"
 
 
 async def test_episodes_that_broke_or_were_stopped_teach_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,65 @@ def test_a_reply_does_not_depend_on_what_is_batched_with_it(policy: PolicyModel,
     for n in range(7):
         for turn in range(2):
             assert together[n][turn].ids == alone[n][turn].ids == mixed[n][turn].ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_a_draw_that_noise_could_turn_is_told(temperature: float) -> None:
+    rows, noise = 4000, 0.02
+    generator = torch.Generator().manual_seed(5)
+    logits = 2 * torch.randn(rows, 6, generator=generator)
+    moved = logits + noise * (2 * torch.rand(logits.shape, generator=generator) - 1)
+    uniforms = torch.rand(rows, generator=generator).tolist()
+    temperatures = [temperature] * rows
+    picks, _, close = draw(logits, temperatures, uniforms, torch.full((rows,), noise))
+    others = draw(moved, temperatures, uniforms)[0]
+    turned = {n for n in range(rows) if picks[n] != others[n]}
+    assert turned
+    assert turned <= set(close)
+    assert len(close) < rows / 10
+
+
+def _noisy(sampler: Sampler, noise: float, monkeypatch: pytest.MonkeyPatch) -> Sampler:
+    """The same sampler with the noise of its batches made larger, up to a share `noise` of each row's largest logit."""
+    generator = torch.Generator().manual_seed(1)
+    exact = sampler._forward
+
+    def forward(active: list[Any]) -> torch.Tensor:
+        logits = exact(active)
+        if not len(logits):
+            return logits
+        move = 2 * torch.rand(logits.shape, generator=generator) - 1
+        return logits + noise * logits.abs().amax(-1, keepdim=True) * move
+
+    monkeypatch.setattr(sampler, "_forward", forward)
+    return sampler
+
+
+@pytest.mark.parametrize(("constrained", "temperature"), [(True, 0.0), (True, 1.0), (False, 1.0)])
+def test_noise_of_the_batch_turns_no_decision(
+    policy: PolicyModel, constrained: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = 0.01
+    items = [
+        item(
+            f"e{n}",
+            opening("room " * n),
+            seed=n,
+            constrained=constrained,
+            temperature=temperature,
+        )
+        for n in range(24)
+    ]
+
+    def replies(sampler: Sampler) -> list[tuple[int, ...]]:
+        return [output.ids for output in sampler.sample(items)]
+
+    monkeypatch.setattr("krill_tui.training.sampler._NOISE", 0.0)
+    expected = replies(Sampler(policy))
+    assert replies(_noisy(Sampler(policy), noise, monkeypatch)) != expected
+    monkeypatch.setattr("krill_tui.training.sampler._NOISE", noise)
+    # The canonical computation decides in both, so these two agree whatever the noise does.
+    assert replies(_noisy(Sampler(policy), 0.9 * noise, monkeypatch)) == replies(Sampler(policy)) == expected
 
 
 def test_other_seeds_give_other_replies(policy: PolicyModel) -> None:
@@ -167,7 +227,7 @@ def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0]])
     count = 4000
     uniforms = [(n + 0.5) / count for n in range(count)]
-    picks, logprobs = draw(logits.expand(count, -1), [1.0] * count, uniforms)
+    picks, logprobs, _ = draw(logits.expand(count, -1), [1.0] * count, uniforms)
     expected = torch.softmax(logits, -1)[0]
     for index in range(4):
         assert picks.count(index) / count == pytest.approx(expected[index].item(), abs=1e-3)

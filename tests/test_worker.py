@@ -116,6 +116,18 @@ async def test_a_cancelled_request_does_not_take_the_next_ones_reply(
 
 
 @WITH_WORKER
+async def test_tokens_are_counted_whole_also_past_the_context(
+    client: WorkerClient, tiny_model_dir: Path
+) -> None:
+    long = SftExample(messages=EXAMPLE.messages * 40)
+    await client.load(model=str(tiny_model_dir), max_context=64)
+    (all_short, own_short), (all_long, own_long) = await client.count_tokens([EXAMPLE, long])
+    metrics = (await client.sft_step([EXAMPLE], learning_rate=0.0, update=False)).values
+    assert (metrics["num_tokens"], metrics["policy_tokens"]) == (all_short, own_short)
+    assert own_long == 40 * own_short and all_long > 64
+
+
+@WITH_WORKER
 async def test_interrupts_are_left_to_the_parent_and_keys_stay_with_it(client: WorkerClient) -> None:
     assert client.pid is not None
     os.kill(client.pid, signal.SIGINT)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
-from krill_tui.skill import Skill
-from krill_tui.trajectory import Task
+from krill_tui.skill import GENERAL, Skill, SkillOrigin
+from krill_tui.trajectory import Task, Trajectory
 
 PromptStyle = Literal["compact", "full"]
+
+EPISODE_ID = "won_"
+"""How the id of an episode block begins."""
+ANSWER_LENGTH = 80
+"""Characters of an observation in an episode block."""
 
 _ROLES = {
     "alfworld": "You are an agent in a household. Reach the goal by text commands, one at a time.",
@@ -33,8 +39,37 @@ class PromptOptions:
     """Show the admissible actions after each observation."""
 
 
+def episode_block(trajectory: Trajectory) -> Skill:
+    """A finished episode as it stands in a prompt in place of a skill: its task, then action and answer in turn.
+
+    The first observation lists the room and repeats the task; it is left out. An answer is cut after its first
+    sentence or `ANSWER_LENGTH` characters.
+    """
+    seen = [*(step.observation for step in trajectory.steps[1:]), trajectory.final_observation]
+    turns = [
+        f"{step.action} -> {_first_sentence(answer)}"
+        for step, answer in zip(trajectory.steps, seen, strict=False)
+    ]
+    return Skill(
+        id=EPISODE_ID + re.sub(r"[^A-Za-z0-9_.-]", "-", trajectory.id),
+        name=trajectory.task,
+        principle="; ".join([f"task: {trajectory.task}", *turns]),
+        tier=trajectory.category or GENERAL,
+        origin=SkillOrigin(phase="episode", trajectories=(trajectory.id,)),
+    )
+
+
+def _first_sentence(observation: str) -> str:
+    line = " ".join(observation.split())
+    return line.partition(". ")[0].rstrip(".")[:ANSWER_LENGTH]
+
+
 def skill_line(skill: Skill, style: PromptStyle) -> str:
     """One skill as it stands in the prompt, its id always in brackets."""
+    if skill.origin.phase == "episode":
+        return (
+            f"{skill.principle} [{skill.id}]" if style == "compact" else f"- [{skill.id}] {skill.principle}"
+        )
     if style == "compact":
         return f"{skill.principle} [{skill.id}]"
     when = f" (Apply when: {skill.when_to_apply})" if skill.when_to_apply else ""
@@ -48,7 +83,9 @@ def render_system(env: str, skills: Sequence[Skill], options: PromptOptions) -> 
         return "\n".join(lines)
     parts = [_ROLES[env]]
     if lines:
-        parts.append("Skills learned from earlier episodes:\n" + "\n".join(lines))
+        episodes = skills[0].origin.phase == "episode"
+        title = "Earlier episodes that were won" if episodes else "Skills learned from earlier episodes"
+        parts.append(f"{title}:\n" + "\n".join(lines))
     parts.append(_RULES)
     return "\n\n".join(parts)
 

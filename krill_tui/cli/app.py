@@ -18,7 +18,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from krill_tui import paths
-from krill_tui.cli import doctor, facts, play, runs, serve, work
+from krill_tui.cli import ablate, doctor, facts, play, runs, serve, work
 from krill_tui.cli.options import with_options
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE, KrillError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.callback(invoke_without_command=True)(with_options(work.bare))
 for _commands in (
     work.COMMANDS,
+    ablate.COMMANDS,
     play.COMMANDS,
     facts.COMMANDS,
     runs.COMMANDS,

@@ -1,4 +1,4 @@
-"""The commands that print facts and convert files: `inspect`, `convert`."""
+"""The commands that print facts and convert files: `inspect`, `convert`, `lint`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krill_tui.cli.options import Options
-from krill_tui.errors import DataError, UsageError
+from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
 
 if TYPE_CHECKING:
+    from krill_tui.agent.prompts import PromptOptions
+    from krill_tui.engine.lint import LintReport
     from krill_tui.skills.formats.banks import BankFacts
     from krill_tui.skills.formats.records import ConvertReport
     from krill_tui.trajectory import Trajectory
@@ -84,7 +86,109 @@ def convert(
     _print_converted(source_format, output, report, Counter(t.category for t in report.trajectories), as_json)
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "convert": convert}
+def lint(
+    options: Options,
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_FILE", help="A run, or trajectories in any known format.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--tokenizer", help="Model whose tokenizer counts the tokens; a run's own where it has one."
+        ),
+    ] = "",
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Tokens the model holds; a run's own setting.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 where there is a warning.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+) -> None:
+    """Look over fine-tuning data: who quotes skills, what is cut off, what repeats; and warn."""
+    from krill_tui.engine import lint as linter
+
+    demonstrations, prompts, run_model, run_context = _demonstrations(source)
+    model, context = model or run_model, context or run_context
+    lengths = _count_tokens(demonstrations, prompts, model) if model and demonstrations else None
+    found = linter.lint(demonstrations, lengths=lengths, context=context or 0)
+    if as_json:
+        print(json.dumps({"source": source, **found.model_dump(mode="json")}))
+    else:
+        _print_lint(source, found)
+    if strict and found.warnings:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {"inspect": inspect, "convert": convert, "lint": lint}
+
+
+def _demonstrations(source: str) -> tuple[list[Trajectory], PromptOptions, str, int]:
+    """(demonstrations, how prompts are shown, model, context) of a run or a file; "" and 0 where it does not say."""
+    from krill_tui.agent.prompts import PromptOptions
+    from krill_tui.skills.formats.trajectories import load_trajectories
+
+    if os.path.isfile(source):
+        return load_trajectories(source), PromptOptions(), "", 0
+    from krill_tui.config.load import load_config
+    from krill_tui.engine.build import policy_model
+    from krill_tui.engine.episodes import read_trajectory_lines
+    from krill_tui.engine.phases import chosen_demonstrations
+    from krill_tui.engine.run_store import existing_run
+
+    if Path(source).suffix in (".json", ".jsonl"):
+        raise DataError(f"{source}: there is no such file")
+    path = existing_run(source)
+    config = load_config(path / "config.json")
+    played = (t for t in read_trajectory_lines(path / "trajectories.jsonl") if t.purpose == "demonstrate")
+    demonstrations = chosen_demonstrations(list(played), config.sft.num_examples)
+    if not demonstrations:
+        raise DataError(
+            f"run '{path.name}' has no demonstrations", hint="krill sft makes them; or name a file"
+        )
+    style = PromptOptions(config.policy.prompt_style, config.policy.list_admissible)
+    model = policy_model(config) if config.policy.kind == "local" else ""
+    return demonstrations, style, model, config.rl.max_prompt_length + config.rl.max_response_length
+
+
+def _count_tokens(
+    demonstrations: Sequence[Trajectory], prompts: PromptOptions, model: str
+) -> list[tuple[int, int]]:
+    """Of each demonstration: tokens of the sequence that fine-tuning builds, and those of its replies."""
+    from krill_tui.engine.phases import sft_example
+    from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
+
+    chat = ChatTokenizer(load_tokenizer(model))
+    lengths = []
+    for trajectory in demonstrations:
+        example = sft_example(trajectory, prompts)
+        tokens = chat.conversation([{"role": m.role, "content": m.content} for m in example.messages])
+        lengths.append((len(tokens.ids), sum(tokens.mask)))
+    return lengths
+
+
+def _print_lint(source: str, found: LintReport) -> None:
+    from krill_tui.headless import make_console, print_line
+
+    console = make_console()
+    counted = "estimated" if found.estimated else "counted"
+    print_line(console, f"{source}: {found.episodes} demonstrations of {found.games} games, {found.won} won")
+    lines = (
+        f"{found.citing:.1%} of {found.outputs} replies quote a skill of their prompt,"
+        f" {found.citing_unknown:.1%} one that is not in it",
+        f"{found.citing_episodes:.1%} of the episodes quote a skill; {found.without_skills:.1%} have none in the prompt",
+        f"{found.skill_blocks} different sets of skills in prompts",
+        f"{found.finished:.1%} finished, {found.duplicates:.1%} repeat another",
+        f"{found.invalid:.1%} of the actions were not possible",
+        f"{found.mean_tokens:.0f} tokens on average ({counted}), {found.longest} at most,"
+        f" {found.policy_tokens} of {found.tokens} are learned"
+        + (f", {found.cut:.1%} past the context of {found.context}" if found.context else ""),
+        "actions: " + ", ".join(f"{verb} {count}" for verb, count in found.verbs.items()),
+    )
+    for line in lines:
+        print_line(console, f"  {line}")
+    for warning in found.warnings:
+        print_line(console, f"warning: {warning.message}", "yellow")
+    if not found.warnings:
+        print_line(console, "no warnings")
 
 
 def _print_converted(

@@ -98,6 +98,8 @@ class TeacherConfig(Settings):
 
 
 class SftConfig(Settings):
+    enabled: bool = True
+    """False: `train` goes without the cold start, from the base to RL."""
     learning_rate: float = Field(default=1e-4, gt=0)
     batch_size: int = Field(default=16, ge=1)
     """Demonstrations in one optimizer step."""
@@ -132,8 +134,10 @@ class RlConfig(Settings):
 
 
 class SkillRetrievalConfig(Settings):
-    mode: Literal["embedding", "template"] = "embedding"
-    """`template`: all skills of the category; `embedding`: TopK over the threshold (the paper's S_ret)."""
+    mode: Literal["embedding", "template", "none", "trajectories", "irrelevant"] = "embedding"
+    """`template`: all skills of the category; `embedding`: TopK over the threshold (the paper's S_ret); `none`: no
+    skills in any prompt. Controls of `krill ablate`: `trajectories`: won episodes of phase 1 in place of skills;
+    `irrelevant`: skills about other things than the task names."""
     top_k: int = Field(default=6, ge=0)
     similarity_threshold: float = Field(default=0.4, ge=-1, le=1)
     general_top_k: int = Field(default=12, ge=0)
@@ -144,6 +148,8 @@ class SkillRetrievalConfig(Settings):
 
 
 class EvolutionConfig(Settings):
+    enabled: bool = True
+    """False: validations go on, the bank stays as it was distilled."""
     validation_interval: int = Field(default=5, ge=1)
     """RL steps between validations (V)."""
     max_new_skills: int = Field(default=3, ge=0)

@@ -74,7 +74,8 @@ def build_embedder(config: KrillConfig) -> Embedder:
 def retrieval_options(config: KrillConfig) -> RetrievalOptions:
     retrieval = config.skill_retrieval
     return RetrievalOptions(
-        mode=retrieval.mode,
+        # What the other modes show is chosen elsewhere (engine/context.py); they count by the template's rule.
+        mode="embedding" if retrieval.mode == "embedding" else "template",
         top_k=retrieval.top_k,
         threshold=retrieval.similarity_threshold,
         general_top_k=retrieval.general_top_k,

@@ -10,6 +10,7 @@ from krill_tui.agent.collect import run_episodes
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions
+from krill_tui.agent.substitutes import ExampleEpisodes, irrelevant_skills
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.episodes import EpisodeFile
 from krill_tui.engine.run_store import RunStore
@@ -46,6 +47,8 @@ class RunContext:
     episodes: EpisodeFile
     """Those that are finished."""
     worker: WorkerClient | None = None
+    examples: ExampleEpisodes | None = None
+    """Won episodes for prompts (`skill_retrieval.mode` trajectories), read when they are first asked for."""
     notes: set[str] = field(default_factory=set)
     """Notes that are said once a run."""
 
@@ -75,11 +78,31 @@ class RunContext:
 
     async def select_skills(self, task: Task) -> tuple[tuple[Skill, ...], int]:
         """The skills of a prompt for this task; what is left out for want of room is said once."""
+        mode = self.config.skill_retrieval.mode
+        if mode == "none":
+            return (), 0
+        if mode == "trajectories":
+            return await self._won_episodes(task), 0
         selection = await self.retriever.select(task.description, task.category)
         cut = [left.id for left in selection.left_out if "budget" in left.reason]
         if cut:
             self.note_once(f"skills left out of prompts by the token budget: {', '.join(cut)}", "warning")
+        if mode == "irrelevant":
+            return irrelevant_skills(self.bank.skills(), task, len(selection.skills)), selection.bank_version
         return selection.skills, selection.bank_version
+
+    async def _won_episodes(self, task: Task) -> tuple[Skill, ...]:
+        """Blocks of won episodes of phase 1 (or of an imported file), in place of skills."""
+        if self.examples is None:
+            self.examples = ExampleEpisodes(
+                [*self.episodes.read("collect"), *self.episodes.read("")],
+                self.embedder,
+                count=self.config.skill_retrieval.top_k,
+                token_budget=self.config.skill_retrieval.token_budget,
+            )
+            if not len(self.examples):
+                self.note_once("no collected episode was won: prompts hold no trajectories", "warning")
+        return await self.examples.select(task)
 
 
 def derive_seed(*parts: object) -> int:
@@ -89,21 +112,31 @@ def derive_seed(*parts: object) -> int:
 
 
 def make_specs(
-    ctx: RunContext, tasks: Sequence[Task], *, prefix: str, purpose: ev.Purpose, with_skills: bool = True
+    ctx: RunContext,
+    tasks: Sequence[Task],
+    *,
+    prefix: str,
+    purpose: ev.Purpose,
+    with_skills: bool = True,
+    noise: str = "",
 ) -> list[EpisodeSpec]:
-    """One episode per task, named `<prefix>-<number>`; those already finished are left out."""
-    owed = [(f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
-    owed = [(id_, task) for id_, task in owed if id_ not in ctx.episodes]
+    """One episode per task, named `<prefix>-<number>`; those already finished are left out.
+
+    An episode's seed comes from its name; with `noise` from that and its number, so that two evaluations of the same
+    games sample with the same random numbers (paired comparison).
+    """
+    named = [(index, f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
+    owed = [(index, id_, task) for index, id_, task in named if id_ not in ctx.episodes]
     return [
         EpisodeSpec(
             id=id_,
             number=len(ctx.episodes) + offset,
             task=task,
-            seed=derive_seed(ctx.config.seed, id_),
+            seed=derive_seed(ctx.config.seed, f"{noise}-{index:04d}" if noise else id_),
             purpose=purpose,
             with_skills=with_skills,
         )
-        for offset, (id_, task) in enumerate(owed, start=1)
+        for offset, (index, id_, task) in enumerate(owed, start=1)
     ]
 
 

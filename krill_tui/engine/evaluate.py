@@ -23,6 +23,35 @@ def wilson(wins: int, episodes: int, z: float = Z_95) -> Rate:
     return Rate(wins=wins, episodes=episodes, low=max(0.0, centre - spread), high=min(1.0, centre + spread))
 
 
+def newcombe_paired(both: int, first: int, second: int, neither: int) -> tuple[float, float, float]:
+    """Difference of two success rates on the same games, with its 95 % interval: (difference, low, high).
+
+    Method 10 of Newcombe 1998 (Statistics in Medicine 17:2635): Wilson limits of either rate, combined with the
+    correlation of the pairs. `first` counts the games that only the first one won, `second` those of the other.
+    """
+    n = both + first + second + neither
+    if n == 0:
+        return 0.0, -1.0, 1.0
+    one, other = wilson(both + first, n), wilson(both + second, n)
+    agreement = both * neither - first * second
+    if agreement > 0:  # continuity correction
+        agreement = max(agreement - n / 2, 0)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    phi = agreement / math.sqrt(margins) if margins else 0.0
+    below = (one.rate - one.low, other.high - other.rate)
+    above = (one.high - one.rate, other.rate - other.low)
+    difference = (first - second) / n
+    low, high = (math.sqrt(max(0.0, u * u - 2 * phi * u * v + v * v)) for u, v in (below, above))
+    return difference, difference - low, difference + high
+
+
+def mcnemar_exact(first: int, second: int) -> float:
+    """Two-sided p of McNemar's exact test: are the games that only one of two won split by a fair coin?"""
+    n = first + second
+    tail = sum(math.comb(n, k) for k in range(min(first, second) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
 def success_rates(trajectories: Iterable[Trajectory]) -> tuple[Rate, dict[str, Rate]]:
     """Over all and by category; an episode that broke counts as lost, a cancelled one not at all."""
     counts: dict[str, list[int]] = {}

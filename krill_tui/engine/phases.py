@@ -12,11 +12,12 @@ import time
 from collections.abc import Sequence
 
 from krill_tui.agent.prompts import PromptOptions
-from krill_tui.agent.rollout import Rollout, conversation
+from krill_tui.agent.rollout import EpisodeSpec, Rollout, conversation
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.build import TaskPlan, demonstrator
 from krill_tui.engine.context import RunContext, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import mean_steps, success_rates
+from krill_tui.engine.lint import lint, summary
 from krill_tui.engine.trainer import Trainer
 from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
@@ -28,7 +29,9 @@ from krill_tui.skills.teacher import TeacherCall
 from krill_tui.trajectory import Task, Trajectory
 
 DEMONSTRATION_ATTEMPTS = 3
-"""Demonstrations are given up when this many times more were played than asked for."""
+"""Demonstrations are given up when this many times more were tried than asked for."""
+DEMONSTRATION_SPARES = 20
+"""And not before this many more than asked for, so that a few can be had where many are lost."""
 
 
 class PhaseLog:
@@ -98,28 +101,63 @@ async def distill(ctx: RunContext, trajectories: Sequence[Trajectory]) -> None:
 
 
 async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog) -> list[Trajectory]:
-    """The expert plays with the skills in view; only episodes that were won become demonstrations."""
+    """The expert plays with the skills in view; the first `count` episodes that were won are the demonstrations.
+
+    It plays on, game after game, until there are that many or too many were tried. The games of a finite split come
+    round again: its demonstrations then repeat, and that is said; a game it lost is not tried again.
+    """
     first_game = ctx.config.collect.episodes
     policy = demonstrator(ctx.source)
     played = ctx.episodes.read("demonstrate")
-    won = [t for t in played if t.success]
-    log.advance(min(len(won), count))
+    log.advance(min(sum(t.success for t in played), count))
 
     def finished(rollout: Rollout) -> None:
         if rollout.trajectory.success and log.done < count:
             log.advance(detail=_told(rollout.trajectory))
 
-    attempts = len(played)
-    while len(won) < count and attempts < count * DEMONSTRATION_ATTEMPTS:
-        attempts += count - len(won)
-        specs = make_specs(ctx, plan.train(first_game, attempts), prefix="demo", purpose="demonstrate")
+    most = max(count * DEMONSTRATION_ATTEMPTS, count + DEMONSTRATION_SPARES)
+    games = plan.train(first_game, most)
+    while (missing := count - sum(t.success for t in played)) > 0:
+        specs = make_specs(ctx, games, prefix="demo", purpose="demonstrate")
+        specs = _promising(specs, played)[:missing]
+        if not specs:
+            break
         rollouts = await play(ctx, specs, policy, temperature=0.0, on_finished=finished)
-        won += [r.trajectory for r in rollouts if r.trajectory.success]
-    if not won:
+        played += [r.trajectory for r in rollouts]
+    demonstrations = chosen_demonstrations(played, count)
+    if not demonstrations:
         raise UsageError("the expert won no demonstration: there is nothing to fine-tune on")
-    if len(won) < count:
-        ctx.note(f"only {len(won)} of {count} demonstrations were won", "warning")
-    return sorted(won, key=lambda t: t.id)[:count]
+    if len(demonstrations) < count:
+        ctx.note(
+            f"only {len(demonstrations)} of {count} demonstrations were won, in {len(played)} episodes",
+            "warning",
+        )
+    distinct = len({t.task_id for t in demonstrations})
+    if distinct < len(demonstrations):
+        ctx.note(
+            f"{len(demonstrations)} demonstrations come from {distinct} games: the split has no more,"
+            f" so {len(demonstrations) - distinct} are repeats",
+            "warning",
+        )
+    return demonstrations
+
+
+def _promising(specs: Sequence[EpisodeSpec], played: Sequence[Trajectory]) -> list[EpisodeSpec]:
+    """Without games that were lost; a game that was not played yet only once, until it is known how it ends."""
+    won = {t.task_id for t in played if t.success}
+    tried = {t.task_id for t in played}
+    found: list[EpisodeSpec] = []
+    for spec in specs:
+        if spec.task.id in won or spec.task.id not in tried:
+            tried.add(spec.task.id)
+            found.append(spec)
+    return found
+
+
+def chosen_demonstrations(played: Sequence[Trajectory], count: int) -> list[Trajectory]:
+    """The first `count` won episodes, in the order of the games."""
+    won = (t for t in played if t.success)
+    return sorted(won, key=lambda t: (len(t.id), t.id))[:count]
 
 
 async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
@@ -128,10 +166,15 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
     log = PhaseLog(ctx, "sft", "Cold start: demonstrations", config.num_examples, "episodes")
     demonstrations = await demonstrate(ctx, plan, config.num_examples, log)
     log.finish(_linted(demonstrations))
-    examples = [_example(t, ctx.prompt_options) for t in demonstrations]
+    examples = [sft_example(t, ctx.prompt_options) for t in demonstrations]
     batches = _batches(len(examples), config.batch_size, config.epochs, ctx.config.seed)
     await trainer.load_for_sft()
     done = trainer.sft_step
+    if done == 0:
+        report = lint(demonstrations, lengths=await trainer.count_tokens(examples), context=trainer.context)
+        ctx.note(f"fine-tuning data: {summary(report)}")
+        for warning in report.warnings:
+            ctx.note(f"fine-tuning data: {warning.message}", "warning")
     log = PhaseLog(ctx, "sft", "Cold start: fine-tuning", len(batches), "steps", done=done)
     metrics: dict[str, float] = {}
     for number, batch in enumerate(batches[done:], start=done + 1):
@@ -159,7 +202,9 @@ async def evaluate(
     # The same question (weights, bank, split, settings) is the same evaluation, so a broken-off one goes on.
     bank = ctx.bank.version if with_skills else 0
     prefix = f"evaluate-{stage}-{name}-{weights}-{bank}-{_settings_key(ctx.config)}".replace(":", "-")
-    specs = make_specs(ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills)
+    specs = make_specs(
+        ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills, noise=f"evaluate-{name}"
+    )
     log = PhaseLog(
         ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)
     )
@@ -219,7 +264,8 @@ def _told(trajectory: Trajectory) -> str:
     return f"{'won' if trajectory.success else trajectory.stop_reason.value}: {trajectory.task}"
 
 
-def _example(trajectory: Trajectory, options: PromptOptions) -> SftExample:
+def sft_example(trajectory: Trajectory, options: PromptOptions) -> SftExample:
+    """A demonstration as the conversation that was played, prompt and replies."""
     task = Task(
         id=trajectory.task_id,
         env=trajectory.env,

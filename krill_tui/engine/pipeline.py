@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import phases
 from krill_tui.engine.build import TaskPlan, build_program_policy, untrained_for
 from krill_tui.engine.context import RunContext
@@ -24,6 +25,11 @@ from krill_tui.models.base import Policy
 
 TRAIN = ("evaluate-base", "collect", "distill", "sft", "evaluate-sft", "rl", "evaluate-rl")
 """What `train` does, in order; each is skipped when the run has it already."""
+
+
+def train_stages(config: KrillConfig) -> tuple[str, ...]:
+    """The stages of `train`: all of `TRAIN`, or those that are left without a cold start (`sft.enabled`)."""
+    return TRAIN if config.sft.enabled else tuple(stage for stage in TRAIN if not stage.endswith("sft"))
 
 
 class Pipeline:
@@ -62,8 +68,12 @@ class Pipeline:
 
     async def _sft(self) -> None:
         self._require_local("fine-tuned")
-        if not self.ctx.bank.skills():
-            raise UsageError("the bank holds no skills to demonstrate", hint="distil or import some first")
+        mode = self.ctx.config.skill_retrieval.mode
+        if mode not in ("none", "trajectories") and not self.ctx.bank.skills():
+            raise UsageError(
+                "the bank holds no skills to demonstrate",
+                hint="distil or import some first; skill_retrieval.mode none goes without",
+            )
         await phases.cold_start(self.ctx, self.plan, self.trainer)
 
     async def _rl(self) -> None:
@@ -73,7 +83,8 @@ class Pipeline:
     async def _evaluate(self, stage: Stage) -> None:
         if stage != "base" and stage != "eval":
             self._require_local("evaluated after training")
-        with_skills = stage != "base" and bool(self.ctx.bank.skills())
+        raw = self.ctx.config.skill_retrieval.mode == "trajectories"
+        with_skills = stage != "base" and (raw or bool(self.ctx.bank.skills()))
         policy = await self._policy()
         weights = (
             (self.trainer.checkpoint or "base") if self.ctx.config.policy.kind == "local" else policy.name

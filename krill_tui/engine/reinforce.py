@@ -146,6 +146,10 @@ async def _evolve(
         _say_finished_cycle(ctx, categories, step)
         return
     settings = ctx.config.evolution
+    if not settings.enabled:
+        reason = "evolution is switched off (evolution.enabled)"
+        ctx.emit(ev.Evolved(cycle=ctx.bank.cycle, step=step, rates=categories, reason=reason))
+        return
     report = await evolve_bank(
         played,
         ctx.bank,
@@ -155,6 +159,7 @@ async def _evolve(
         max_new_skills=settings.max_new_skills,
         max_analysis_deep=settings.max_analysis_deep,
         max_analysis_shallow=settings.max_analysis_shallow,
+        background=_since_last_validation(ctx, step),
         on_call=lambda call: ctx.emit(teacher_event(ctx.teacher.name, call)),
     )
     sync_bank_events(ctx)
@@ -174,6 +179,12 @@ async def _evolve(
             reason=report.reason,
         )
     )
+
+
+def _since_last_validation(ctx: RunContext, step: int) -> list[Trajectory]:
+    """The RL episodes between the validation before this one and this one."""
+    first = step - ctx.config.evolution.validation_interval + 1
+    return [t for s in range(max(first, 1), step + 1) for t in ctx.episodes.read("rl", prefix=f"rl-{s:04d}-")]
 
 
 def _say_finished_cycle(ctx: RunContext, categories: dict[str, ev.Rate], step: int) -> None:

@@ -16,7 +16,7 @@ from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import build
 from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
 from krill_tui.engine.episodes import EpisodeFile
-from krill_tui.engine.pipeline import TRAIN, Pipeline
+from krill_tui.engine.pipeline import Pipeline, train_stages
 from krill_tui.engine.report import write_report
 from krill_tui.engine.run_store import RunStore, run_path
 from krill_tui.engine.state import RunState
@@ -116,18 +116,23 @@ class Session:
 
     # Phases
 
-    def launch(self, phases: Sequence[str]) -> None:
+    def launch(self, phases: Sequence[str], *, resume: bool = False) -> None:
         """Start phases in the background: `collect`, `distill`, `sft`, `rl`, `evaluate`, or `train` for all.
+
+        With `resume`, as always for `train`, what this run has finished is not begun again.
 
         Raises:
             UsageError: something runs already.
         """
         if self.running:
             raise UsageError(f"'{self.running}' is running", hint="cancel it first, or wait")
-        stages = [stage for phase in phases for stage in (TRAIN if phase == "train" else (phase,))]
+        whole = train_stages(self.config)
+        stages = [stage for phase in phases for stage in (whole if phase == "train" else (phase,))]
         self.running = stages[0]
         self.error = None
-        self._task = asyncio.create_task(self._run(stages, resume="train" in phases), name="krill-phases")
+        self._task = asyncio.create_task(
+            self._run(stages, resume=resume or "train" in phases), name="krill-phases"
+        )
 
     async def wait(self) -> Outcome:
         """Until nothing runs; says how the last launch ended."""
@@ -221,7 +226,9 @@ class Session:
                     v.phase == "rl" for v in phases
                 )
             case _:
-                return stage.removeprefix("evaluate-") in state.evaluations
+                return (
+                    "eval" if stage == "evaluate" else stage.removeprefix("evaluate-")
+                ) in state.evaluations
 
     def _write_crash(self) -> Path:
         path = self.store.path / "crash.log"

@@ -38,6 +38,8 @@ class Trainer:
         self._micro_batch_tokens = ctx.config.policy.micro_batch_tokens
         """Less than configured once memory ran out, also for a worker that is started again."""
         self.policy: LocalPolicy | None = None
+        self.context = 0
+        """Tokens the loaded model holds."""
 
     @property
     def sft_step(self) -> int:
@@ -78,6 +80,10 @@ class Trainer:
         reply = await self._worker().sft_step(examples, learning_rate=learning_rate)
         self._loaded = f"sft+{step}"
         return self._taken(reply)
+
+    async def count_tokens(self, examples: list[SftExample]) -> tuple[tuple[int, int], ...]:
+        """Of each example: all tokens, and those of the replies; nothing is cut."""
+        return await self._worker().count_tokens(examples)
 
     async def grpo(
         self, episodes: list[GrpoEpisode], config: RlConfig, temperature: float
@@ -164,6 +170,7 @@ class Trainer:
             )
         )
         self._loaded = wanted
+        self.context = loaded.context
         window = LIVE_WINDOW if ctx.config.env.backend == "http" else IN_PROCESS_WINDOW
         self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}", window=window)
         return self.policy

@@ -19,6 +19,7 @@ from krill_tui.models.base import ActReply, ActRequest, Message
 from krill_tui.models.worker_protocol import (
     ChatMessage,
     CloseRequest,
+    CountTokensRequest,
     ErrorReply,
     FinishRequest,
     FreezeReferenceRequest,
@@ -37,6 +38,7 @@ from krill_tui.models.worker_protocol import (
     SaveRequest,
     SftExample,
     SftStepRequest,
+    TokenCountsReply,
     WorkerReply,
     WorkerRequest,
     reply_adapter,
@@ -45,10 +47,12 @@ from krill_tui.models.worker_protocol import (
 _WORKER = "krill_tui.training.worker"
 _LINE_LIMIT = 256 * 2**20
 """Bytes of the longest reply."""
+_COUNTED_AT_ONCE = 256
+"""Conversations of one request: a line stays short enough to be read at once."""
 _GRACE = 5.0
 """Seconds a closed worker may take to leave."""
 
-Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, OkReply)
+Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, TokenCountsReply, OkReply)
 Progress = Callable[[int, int], None]
 """Told tokens done and tokens in all while a training step runs."""
 LossType = Literal["grpo", "dr_grpo", "dapo", "gspo"]
@@ -180,6 +184,14 @@ class WorkerClient:
             examples=tuple(examples), learning_rate=learning_rate, max_grad_norm=max_grad_norm, update=update
         )
         return await self.request(request, MetricsReply, progress)
+
+    async def count_tokens(self, examples: Sequence[SftExample]) -> tuple[tuple[int, int], ...]:
+        """Of each example: all its tokens, however many the context holds, and those of the policy's replies."""
+        lengths: list[tuple[int, int]] = []
+        for start in range(0, len(examples), _COUNTED_AT_ONCE):
+            request = CountTokensRequest(examples=tuple(examples[start : start + _COUNTED_AT_ONCE]))
+            lengths += (await self.request(request, TokenCountsReply)).lengths
+        return tuple(lengths)
 
     async def grpo_step(
         self,

@@ -82,6 +82,13 @@ class SftStepRequest(Record):
     """False: only measure the loss."""
 
 
+class CountTokensRequest(Record):
+    """How long conversations are, as SFT would train on them but before any is cut."""
+
+    kind: Literal["count_tokens"] = "count_tokens"
+    examples: tuple[SftExample, ...]
+
+
 class GrpoEpisode(Record):
     tokens: EpisodeTokens
     advantage: float
@@ -126,6 +133,7 @@ WorkerRequest = Annotated[
     | SampleRequest
     | FinishRequest
     | SftStepRequest
+    | CountTokensRequest
     | GrpoStepRequest
     | FreezeReferenceRequest
     | SaveRequest
@@ -169,6 +177,12 @@ class MetricsReply(Record):
     values: dict[str, float]
 
 
+class TokenCountsReply(Record):
+    kind: Literal["token_counts"] = "token_counts"
+    lengths: tuple[tuple[int, int], ...]
+    """Of each example: all tokens, and those of the policy's replies."""
+
+
 class ProgressReply(Record):
     """Between a training request and its reply, so that a long step shows life; not the reply itself."""
 
@@ -198,7 +212,14 @@ class ErrorReply(Record):
 
 
 WorkerReply = Annotated[
-    LoadedReply | SampledReply | MetricsReply | ProgressReply | NoteReply | OkReply | ErrorReply,
+    LoadedReply
+    | SampledReply
+    | MetricsReply
+    | TokenCountsReply
+    | ProgressReply
+    | NoteReply
+    | OkReply
+    | ErrorReply,
     Field(discriminator="kind"),
 ]
 

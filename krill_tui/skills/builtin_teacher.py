@@ -1,7 +1,7 @@
 """The builtin teacher: a program that mines episodes and writes skills in the form a teacher would.
 
-It is no LLM. It counts where objects were seen, in what order won episodes did things, and how lost
-ones went wrong. What it can say is fixed; what it says comes from the episodes alone.
+It is no LLM. It counts where objects were seen, where things could be done and in what order won episodes
+did them, and how lost ones went wrong. What it can say is fixed; what it says comes from the episodes alone.
 """
 
 from __future__ import annotations
@@ -14,60 +14,17 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from krill_tui.envs.alfworld.text import object_type, parse_task
-from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
-from krill_tui.skills.plays import Deed, Faults, deeds, faults, inspected, sightings
+from krill_tui.skill import GENERAL, Skill, SkillProposal
+from krill_tui.skills.lessons import lesson_skills
+from krill_tui.skills.plays import inspected, sightings, taken_things
+from krill_tui.skills.procedures import EVIDENCE_KEPT, strategy_skills, treatment_skills
 from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, TeacherCall, check_teachable
-from krill_tui.skills.text import Location, normalised, parse_location
+from krill_tui.skills.text import Location, parse_location
 from krill_tui.trajectory import StopReason, Trajectory
 
 _SEEN = re.compile(r"seen there (\d+) of (\d+) times")
 _ALFWORLD = "alfworld"
 _PRIOR_GAMES = 8
-_STRATEGIES = {
-    "Pick": ("put", "Take it, then put it"),
-    "PickTwo": ("put two", "One after the other"),
-    "Look": ("look", "Carry it to the lamp"),
-    "Clean": ("clean", "Clean before putting"),
-    "Heat": ("heat", "Heat before putting"),
-    "Cool": ("cool", "Cool before putting"),
-}
-_LESSONS = {
-    "revisited": (
-        "Search each place once",
-        "search: go to each place once, then the next",
-        "the object is not found yet",
-    ),
-    "unopened": (
-        "Open what is closed",
-        "search: open each closed place, then look inside",
-        "the place is closed",
-    ),
-    "repeated": (
-        "Do not repeat what does nothing",
-        "nothing happens: do something else",
-        "the last action had no effect",
-    ),
-    "invalid": (
-        "Say only what is possible",
-        "act: name only things that are here",
-        "an action was not possible",
-    ),
-    "unbought": (
-        "Buy before the steps end",
-        "buy: take the best product seen before the steps end",
-        "few steps are left",
-    ),
-    "unchosen": (
-        "Choose every option asked for",
-        "choose: click each option that is asked for, then buy",
-        "a product comes in several options",
-    ),
-    "dear": (
-        "Mind the price",
-        "price: go back when a product costs more than asked",
-        "a product's page is open",
-    ),
-}
 
 
 @dataclass(slots=True)
@@ -135,8 +92,9 @@ class BuiltinTeacher:
         proposals: list[SkillProposal] = []
         if env == _ALFWORLD:
             proposals += self._locations(_survey(usable), bank_skills)
-            proposals += _strategies(usable, bank_skills)
-        proposals += _lessons([t for t in usable if not t.success], bank_skills, least=2)
+            proposals += treatment_skills(usable, bank_skills)
+            proposals += strategy_skills(usable, bank_skills)
+        proposals += lesson_skills([t for t in usable if not t.success], bank_skills, least=2)
         if on_call is not None:
             on_call(
                 TeacherCall(
@@ -157,25 +115,34 @@ class BuiltinTeacher:
         category_rates: Mapping[str, float],
         bank_skills: Sequence[Skill],
         max_new_skills: int,
+        background: Sequence[Trajectory] = (),
         on_call: OnCall | None = None,
     ) -> EvolveResult:
-        """See `Teacher.evolve`: what failed tasks needed comes first, then corrections, then lessons."""
-        check_teachable([*failures, *successes])
+        """See `Teacher.evolve`.
+
+        A procedure that a whole category lacks or has wrong comes first, worst category first; then where the
+        things are that failed tasks never got; then orders of actions; then lessons.
+        """
+        check_teachable([*failures, *successes, *background])
         started = perf_counter()
         failed, won = _usable(failures), _usable(successes)
+        others = _usable(background)
         proposals: list[SkillProposal] = []
         if any(trajectory.env == _ALFWORLD for trajectory in failed):
+            seen = [*failed, *won, *others]
+            failing = {trajectory.category for trajectory in failed}
+            procedures = treatment_skills(seen, bank_skills, failing)
+            proposals += sorted(procedures, key=lambda p: (category_rates.get(p.tier, 0.0), p.tier))
             wanted = _wanted(failed)
-            places = self._locations(_survey([*failed, *won]), bank_skills, anything=wanted)
+            places = self._locations(_survey(seen), bank_skills, anything=wanted)
             proposals += sorted(
                 (p for p in places if p.refines or _object(p) in wanted),
                 key=lambda p: -wanted[_object(p)],
             )
-            failing = {trajectory.category for trajectory in failed}
-            proposals += _strategies([t for t in won if t.category in failing], bank_skills)
-        proposals += _lessons(failed, bank_skills, least=1)
+            proposals += strategy_skills([t for t in seen if t.category in failing], bank_skills)
+        proposals += lesson_skills(failed, bank_skills, least=1)
         proposals = proposals[:max_new_skills]
-        prompt, reply = _summary([*failed, *won], category_rates), _as_json(proposals)
+        prompt, reply = _summary([*failed, *won, *others], category_rates), _as_json(proposals)
         if on_call is not None:
             ids = tuple(trajectory.id for trajectory in failed)
             on_call(TeacherCall("evolve", ids, prompt, reply, seconds=perf_counter() - started))
@@ -227,7 +194,7 @@ def _location(
         when_to_apply=f"looking for {article} {name} (seen there {times})",
         tier=GENERAL,
         refines=refines,
-        evidence=tuple(evidence.trajectories[place]),
+        evidence=tuple(evidence.trajectories[place])[:EVIDENCE_KEPT],
         reason=reason,
     )
 
@@ -254,96 +221,25 @@ def _survey(trajectories: Sequence[Trajectory]) -> _Survey:
 
 
 def _wanted(failed: Sequence[Trajectory]) -> Counter[str]:
-    """How many failed tasks asked for each object type, or for a lamp."""
+    """How many failed tasks asked for each object type, or for a lamp, and never got it.
+
+    What was asked for and got counts as nothing, but is in it.
+    """
     wanted: Counter[str] = Counter()
     for trajectory in failed:
         goal = parse_task(trajectory.task)
-        if goal is not None:
-            wanted.update({goal.object, goal.target} if goal.category == "Look" else {goal.object})
+        if goal is None:
+            continue
+        got = sum(object_type(name) == goal.object for name in taken_things(trajectory))
+        wanted[goal.object] += got < goal.count
+        if goal.category == "Look":
+            wanted[goal.target] += got > 0
     return wanted
 
 
 def _object(proposal: SkillProposal) -> str:
     place = parse_location(proposal.principle)
     return place.object if place else ""
-
-
-def _strategies(trajectories: Sequence[Trajectory], bank_skills: Sequence[Skill]) -> list[SkillProposal]:
-    """Per category the order of actions most won episodes share, where the bank does not say it yet."""
-    orders: defaultdict[str, defaultdict[tuple[str, ...], list[str]]]
-    orders = defaultdict(lambda: defaultdict(list))
-    for trajectory in trajectories:
-        if trajectory.success and trajectory.category in _STRATEGIES:
-            order = tuple(_phrases(deeds(trajectory)))
-            if order:
-                orders[trajectory.category][order].append(trajectory.id)
-    said = {(skill.tier, normalised(skill.principle)) for skill in bank_skills}
-    proposals: list[SkillProposal] = []
-    for category, found in orders.items():
-        order = min(found, key=lambda phrases: (-len(found[phrases]), len(phrases), phrases))
-        ids, total = found[order], sum(map(len, found.values()))
-        verb, name = _STRATEGIES[category]
-        *first, last = order
-        principle = f"{verb}: {', '.join(first)}, then {last}" if first else f"{verb}: {last}"
-        if (category, normalised(principle)) in said:
-            continue
-        proposals.append(
-            SkillProposal(
-                name=name,
-                principle=principle,
-                when_to_apply=f"{category} tasks (the order of {len(ids)} of {total} wins)",
-                tier=category,
-                evidence=tuple(ids),
-                reason=f"the order of {len(ids)} of {total} wins",
-            )
-        )
-    return proposals
-
-
-def _phrases(done: Sequence[Deed]) -> Iterable[str]:
-    taken = 0
-    for deed in done:
-        if deed.verb == "take":
-            taken += 1
-            yield "take it" if taken == 1 else "take the other"
-        elif deed.verb == "put":
-            yield "put it"
-        elif deed.verb == "use":
-            yield f"go to {deed.object}"
-            yield "use it"
-        else:
-            yield f"go to {deed.place}"
-            yield f"{deed.verb} it"
-
-
-def _lessons(
-    failed: Sequence[Trajectory], bank_skills: Sequence[Skill], *, least: int
-) -> list[SkillProposal]:
-    """What `least` failures or more did wrong and the bank does not say yet, most frequent first."""
-    said = {normalised(skill.principle) for skill in bank_skills}
-    found = {trajectory.id: faults(trajectory) for trajectory in failed}
-    proposals: list[tuple[int, SkillProposal]] = []
-    for fault, (name, principle, when) in _LESSONS.items():
-        guilty = [t for t in failed if _has(found[t.id], fault)]
-        if len(guilty) < least or normalised(principle) in said:
-            continue
-        categories = {trajectory.category for trajectory in guilty}
-        tier = categories.pop() if len(categories) == 1 else GENERAL
-        proposal = SkillProposal(
-            name=name,
-            principle=principle,
-            when_to_apply=when,
-            tier=tier or GENERAL,
-            kind=SkillKind.LESSON,
-            evidence=tuple(trajectory.id for trajectory in guilty),
-            reason=f"{len(guilty)} of {len(failed)} failures",
-        )
-        proposals.append((len(guilty), proposal))
-    return [proposal for _, proposal in sorted(proposals, key=lambda item: -item[0])]
-
-
-def _has(found: Faults, fault: str) -> bool:
-    return bool(getattr(found, fault))
 
 
 def _summary(trajectories: Sequence[Trajectory], rates: Mapping[str, float] | None = None) -> str:

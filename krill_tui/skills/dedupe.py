@@ -9,7 +9,7 @@ import numpy as np
 
 from krill_tui.models.base import Embedder
 from krill_tui.skill import GENERAL, Skill, SkillProposal
-from krill_tui.skills.text import normalised, parse_location, skill_text
+from krill_tui.skills.text import normalised, parse_location, parse_station, skill_text
 
 DUPLICATE_SIMILARITY = 0.92
 """Cosine from which two skills of one tier count as the same."""
@@ -61,6 +61,9 @@ def nearest_duplicate(
 
 
 def are_comparable(first: str, second: str) -> bool:
-    """False for two location principles that differ: their texts are alike, what they say is not."""
-    one, other = parse_location(first), parse_location(second)
-    return one is None or other is None or one == other
+    """False for two locations, or two stations, that differ: their texts are alike, what they say is not."""
+    for parse in (parse_location, parse_station):
+        one, other = parse(first), parse(second)
+        if one is not None and other is not None and one != other:
+            return False
+    return True

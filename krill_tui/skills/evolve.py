@@ -97,18 +97,21 @@ async def evolve(
     max_new_skills: int = 3,
     max_analysis_deep: int = 10,
     max_analysis_shallow: int = 5,
+    background: Sequence[Trajectory] = (),
     duplicate_threshold: float = DUPLICATE_SIMILARITY,
     on_call: OnCall | None = None,
 ) -> EvolveReport:
     """One cycle over the episodes of a validation on the evolve split; counts the bank's cycle up.
 
+    `background` are other episodes a teacher may take evidence from, as it may from failures that were not chosen;
+    rates and failures are of the validation.
     The defaults are the paper's. A teacher that fails ends the cycle with a reason, not the run.
 
     Raises:
         SplitProtectedError: a trajectory comes from a split that is reported.
         ModelError: the embedder failed.
     """
-    check_teachable(trajectories)
+    check_teachable([*trajectories, *background])
     cycle = bank.cycle + 1
     rates = category_rates(trajectories)
     failing = failing_categories(rates, threshold)
@@ -123,12 +126,14 @@ async def evolve(
         return EvolveReport(
             rates, failing, reason=_why_nothing_to_ask(rates, failing, threshold, max_new_skills)
         )
+    chosen = {trajectory.id for trajectory in failures}
     result = await teacher.evolve(
         failures,
         [trajectory for trajectory in _judged(trajectories) if trajectory.success],
         category_rates={name: rate.rate for name, rate in rates.items()},
         bank_skills=bank.skills(),
         max_new_skills=max_new_skills,
+        background=[*(t for t in _judged(trajectories) if not t.success and t.id not in chosen), *background],
         on_call=on_call,
     )
     by_id = {trajectory.id: trajectory for trajectory in trajectories}

@@ -95,10 +95,11 @@ class LLMTeacher:
         category_rates: Mapping[str, float],
         bank_skills: Sequence[Skill],
         max_new_skills: int,
+        background: Sequence[Trajectory] = (),
         on_call: OnCall | None = None,
     ) -> EvolveResult:
         """See `Teacher.evolve`; an LLM reads the failures only, within its token budget."""
-        check_teachable([*failures, *successes])
+        check_teachable([*failures, *successes, *background])
         if not failures:
             return EvolveResult()
         categories = _categories(failures[0].env, failures, bank_skills)

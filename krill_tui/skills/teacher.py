@@ -86,9 +86,13 @@ class Teacher(Protocol):
         category_rates: Mapping[str, float],
         bank_skills: Sequence[Skill],
         max_new_skills: int,
+        background: Sequence[Trajectory] = (),
         on_call: OnCall | None = None,
     ) -> EvolveResult:
         """New skills, or better versions of skills, against these failures.
+
+        `successes` are of the same validation; `background` are other episodes, e.g. of RL since the last cycle:
+        what they show may be evidence, but they are not what has to be mended.
 
         Raises:
             SplitProtectedError: a trajectory comes from a split that is reported.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from krill_tui.skill import Skill, SkillProposal
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+_STATION = re.compile(r"(clean|heat|cool): ([a-z]+)(?: \(.*\))?")
 _LOCATION = re.compile(r"([a-z][a-z-]*): ([a-z][a-z-]*)")
 
 
@@ -48,7 +49,29 @@ class Location:
 def parse_location(principle: str) -> Location | None:
     """The location a principle of the exact form `object: receptacle` states, else None."""
     match = _LOCATION.fullmatch(principle)
-    return Location(match.group(1), match.group(2)) if match else None
+    if match is None or parse_station(principle):
+        return None
+    return Location(match.group(1), match.group(2))
+
+
+@dataclass(frozen=True, slots=True)
+class Station:
+    """Where a treatment is done, as a skill's principle says it: `heat: stoveburner (take it, go there, heat it, …)`."""
+
+    treatment: str
+    """`clean`, `heat` or `cool`."""
+    receptacle: str
+
+    @property
+    def principle(self) -> str:
+        """The place comes first, directly after its key, where a reader looks for it; then the order of steps."""
+        return f"{self.treatment}: {self.receptacle} (take it, go there, {self.treatment} it, then put it)"
+
+
+def parse_station(principle: str) -> Station | None:
+    """The station a principle of the form `heat: receptacle` or `heat: receptacle (…)` states, else None."""
+    match = _STATION.fullmatch(principle)
+    return Station(match.group(1), match.group(2)) if match else None
 
 
 def markdown_text(text: str) -> str:

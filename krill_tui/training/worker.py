@@ -27,6 +27,7 @@ from krill_tui.errors import KrillError, ModelError
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import (
     CloseRequest,
+    CountTokensRequest,
     ErrorReply,
     FinishRequest,
     FreezeReferenceRequest,
@@ -44,6 +45,7 @@ from krill_tui.models.worker_protocol import (
     SaveRequest,
     SftExample,
     SftStepRequest,
+    TokenCountsReply,
     WorkerReply,
     WorkerRequest,
     request_adapter,
@@ -95,6 +97,8 @@ class Worker:
                 self._finish(request.episodes)
             case SftStepRequest():
                 return self._sft(request)
+            case CountTokensRequest():
+                return self._count_tokens(request)
             case GrpoStepRequest():
                 return self._grpo(request)
             case FreezeReferenceRequest():
@@ -182,6 +186,14 @@ class Worker:
         )
         self._sampler_is_stale = self._sampler_is_stale or request.update
         return MetricsReply(version=trainer.version, values=metrics)
+
+    def _count_tokens(self, request: CountTokensRequest) -> TokenCountsReply:
+        chat = self._loaded.policy.chat
+        sequences = [
+            chat.conversation([{"role": m.role, "content": m.content} for m in example.messages])
+            for example in request.examples
+        ]
+        return TokenCountsReply(lengths=tuple((len(s.ids), sum(s.mask)) for s in sequences))
 
     def _grpo(self, request: GrpoStepRequest) -> MetricsReply:
         trainer = self._loaded
