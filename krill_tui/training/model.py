@@ -159,7 +159,7 @@ def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -
     device = choose_device(device)
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa"
+            folder, dtype=getattr(torch, dtype), use_safetensors=True
         )
         base = base.to(device)
     except (OSError, ValueError, RuntimeError) as error:
