@@ -13,14 +13,17 @@ from random import Random
 from typing import Literal
 
 from krill_tui.agent.actions import format_reply
+from krill_tui.agent.policies import place_hints, quote
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_system, render_turn
 from krill_tui.envs.alfworld import worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
 from krill_tui.envs.alfworld.expert import AlfworldExpert, usual_places
 from krill_tui.envs.alfworld.game import GameData
-from krill_tui.envs.alfworld.text import parse_task
+from krill_tui.envs.alfworld.text import STATION, TREATMENT, Treatment, parse_task
+from krill_tui.envs.alfworld.worlds import Household, WorldSize
 from krill_tui.models.base import Message
 from krill_tui.skill import Skill
+from krill_tui.skills.text import Station
 from krill_tui.trajectory import Task
 
 SkillMode = Literal["right", "irrelevant", "wrong", "none"]
@@ -31,18 +34,18 @@ COMPACT = PromptOptions(style="compact", list_admissible=False)
 """The prompt krill-tiny knows."""
 
 VAGUE = ("hmm", "hmm", "hmm", "maybe this", "not sure")
-"""What a player thinks who then does anything that is possible; the first one most often."""
+"""What a beginner thinks before doing something that is possible but leads nowhere; the first one most often."""
 
-BEGINNER = {"lookup": 0.7, "search": 0.9, "take": 0.5, "transform": 0.55, "put": 0.55}
+BEGINNER = {"lookup": 0.7, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 0.5}
 """How often a beginner is vague, by what would have been right (`step_kind`): mostly while it searches."""
+_WANDER = 0.75
+"""Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
+_ANYTHING = 0.1
 
 _PROCEDURES = {
     "Pick": "put: take it, then put it",
     "PickTwo": "put two: take it, put it, take the other, then put it",
     "Look": "look: take it, go to desklamp, then use it",
-    "Clean": "clean: take it, go to sinkbasin, clean it, then put it",
-    "Heat": "heat: take it, go to microwave, heat it, then put it",
-    "Cool": "cool: take it, go to fridge, cool it, then put it",
 }
 _LESSONS = (
     "search: go to each place once, then the next",
@@ -50,9 +53,9 @@ _LESSONS = (
     "nothing happens: do something else",
     "act: name only things that are here",
 )
-_LAST_ID = 60
+LAST_ID = 60
 """Ids of location skills are drawn up to this number."""
-_STEP_LIMIT = 25
+_STEP_LIMIT = {"small": 25, "full": 40}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,41 +85,88 @@ def location_skill(thing: str, place: str, number: int) -> Skill:
     return Skill(id=f"gen_{number:03}", name=f"Where the {thing} is", principle=f"{thing}: {place}")
 
 
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """What the skills of a prompt say of what the task needs: where things are, and where they are treated."""
+
+    places: SkillMode
+    station: SkillMode
+
+
+def draw_modes(rng: Random) -> Prompted:
+    """Independent of each other, so that neither says anything about the other."""
+    modes: tuple[SkillMode, ...] = ("right", "irrelevant", "none", "wrong")
+    return Prompted(
+        rng.choices(modes, (0.62, 0.14, 0.12, 0.12))[0], rng.choices(modes, (0.64, 0.0, 0.2, 0.16))[0]
+    )
+
+
 def draw_skills(
-    rng: Random, mode: SkillMode, home: Mapping[str, str], relevant: Sequence[str], category: str
+    rng: Random, modes: Prompted, habits: Household, stations: Mapping[Treatment, str], task: Task
 ) -> list[Skill]:
-    """The skills of a prompt: location skills (general tier), then perhaps a procedure and lessons."""
+    """The skills of a prompt: location skills (general tier), then those of the task's category and lessons.
+
+    `stations`: where the task's world really treats things.
+    """
+    home = habits.home
+    relevant = relevant_things(task)
     others = [thing for thing in home if thing not in relevant]
-    things = rng.sample(others, rng.randint(2, 7))
-    if mode in ("right", "wrong"):
+    things = [] if modes.places == "none" else rng.sample(others, rng.randint(2, 7))
+    if modes.places in ("right", "wrong"):
         things += relevant
-    if mode == "none":
-        things = []
     rng.shuffle(things)
-    numbers = rng.sample(range(1, _LAST_ID + 1), len(things))
+    numbers = rng.sample(range(1, LAST_ID + 1), len(things))
     skills = []
     for thing, number in zip(things, numbers, strict=True):
         place = home[thing]
-        if mode == "wrong":
+        if modes.places == "wrong":
             place = rng.choice([other for other in usual_places()[thing] if other != place] or [place])
         skills.append(location_skill(thing, place, number))
-    if rng.random() < (0.5 if mode != "none" else 0.3):
-        prefix = category.lower()
-        lines = [_PROCEDURES[category], *rng.sample(_LESSONS, rng.randint(0, 2))]
-        start = rng.randint(1, 4)
-        for offset, line in enumerate(lines):
-            skills.append(Skill(id=f"{prefix}_{start + offset:03}", name="", principle=line, tier=category))
-    return skills
+    if rng.random() < 0.15:
+        skills += _lessons(rng, "gen", rng.randint(1, 2))
+    return skills + _draw_tier(rng, modes.station, stations, task.category)
 
 
-def draw_world(rng: Random, households: range, split: str = "train") -> tuple[int, GameData, Task]:
-    """(household seed, game, task) of a new world, as the product would open it."""
+def _draw_tier(rng: Random, mode: SkillMode, stations: Mapping[Treatment, str], category: str) -> list[Skill]:
+    """The skills of a category's own tier: the procedure, right, wrong or not at all, and lessons in any order."""
+    lines = [line.principle for line in _lessons(rng, "x", rng.choice((0, 0, 1, 2)))]
+    treatment = TREATMENT.get(category)
+    if treatment and mode in ("right", "wrong"):
+        place = stations[treatment]
+        if mode == "wrong":
+            place = rng.choice([kind for kind in worlds.STATIONS[treatment] if kind != place])
+        lines.insert(rng.choice((0, 0, 0, len(lines))), Station(treatment, place).principle)
+    elif not treatment and mode == "right":
+        lines.insert(0, _PROCEDURES[category])
+    start = rng.randint(1, 6)
+    tier = category.lower()
+    return [
+        Skill(id=f"{tier}_{start + offset:03}", name="", principle=line, tier=category)
+        for offset, line in enumerate(lines)
+    ]
+
+
+def _lessons(rng: Random, tier: str, count: int) -> list[Skill]:
+    start = rng.randint(1, LAST_ID - count)
+    lines = rng.sample(_LESSONS, count)
+    return [Skill(id=f"{tier}_{start + n:03}", name="", principle=line) for n, line in enumerate(lines)]
+
+
+def draw_world(
+    rng: Random, households: range, split: str = "train", size: WorldSize = "small"
+) -> tuple[Household, GameData, Task]:
+    """(household, game, task) of a new world, as the product would open it."""
     seed, index = rng.choice(households), rng.randrange(10_000)
-    game, category = worlds.build_world("small", split, seed, index)
+    game, category = worlds.build_world.__wrapped__(size, split, seed, index)
     description = game.task.strip().removesuffix(".")
-    name = f"builtin/small/{split}/{seed}/{index}"
+    name = f"builtin/{size}/{split}/{seed}/{index}"
     task = Task(id=name, env="alfworld", split=split, category=category, description=description)
-    return seed, game, task
+    return worlds.household(seed), game, task
+
+
+def stations_of(habits: Household, size: WorldSize) -> Mapping[Treatment, str]:
+    """Where things are treated in a household's worlds of this size."""
+    return habits.stations if size == "small" else STATION
 
 
 def relevant_things(task: Task) -> list[str]:
@@ -128,33 +178,42 @@ def relevant_things(task: Task) -> list[str]:
 
 
 def draw_episode(
-    rng: Random, households: range, mode: SkillMode, noise: Noise, weights: Weights = Weights()
+    rng: Random,
+    households: range,
+    modes: Prompted,
+    noise: Noise,
+    weights: Weights = Weights(),
+    size: WorldSize = "small",
 ) -> Example:
     """An episode of the expert who follows the skills of the prompt, with vague steps in between."""
-    seed, world, task = draw_world(rng, households)
-    things = relevant_things(task)
-    skills = draw_skills(rng, mode, worlds.household(seed).home, things, task.category)
-    return play_expert(rng, AlfworldGame(world), task, skills, noise, weights)
+    habits, world, task = draw_world(rng, households, size=size)
+    skills = draw_skills(rng, modes, habits, stations_of(habits, size), task)
+    return play_expert(rng, AlfworldGame(world), task, skills, noise, weights, _STEP_LIMIT[size])
 
 
 def play_expert(
-    rng: Random, game: AlfworldGame, task: Task, skills: Sequence[Skill], noise: Noise, weights: Weights
+    rng: Random,
+    game: AlfworldGame,
+    task: Task,
+    skills: Sequence[Skill],
+    noise: Noise,
+    weights: Weights,
+    limit: int,
 ) -> Example:
     """Let the expert play, quoting skills with their ids, with vague steps in between."""
-    hints = {s.principle.partition(": ")[0]: s for s in skills if s.id.startswith("gen_")}
-    expert = AlfworldExpert({thing: [s.principle.partition(": ")[2]] for thing, s in hints.items()})
+    hints = place_hints(skills)
+    expert = AlfworldExpert({key: places for key, (places, _) in hints.items()})
     result = game.reset()
     example = Example(first_messages("alfworld", skills, result, task, COMPACT), [], [])
     example.weights = [(0.0, 0.0), (weights.observation, weights.observation)]
     example.kinds = ["", ""]
-    for _ in range(_STEP_LIMIT):
+    for _ in range(limit):
         thought, action = expert.act(result)
         if expert.last_hint in hints:
-            skill = hints[expert.last_hint]
-            thought = f"{skill.principle} [{skill.id}]"
+            thought = quote(hints[expert.last_hint][1])
         kind, weight = step_kind(thought), (weights.reply, weights.reply)
         if rng.random() < (noise if isinstance(noise, (int, float)) else noise[kind]):
-            thought, action = rng.choice(VAGUE), rng.choice(result.admissible)
+            thought, action = rng.choice(VAGUE), wander(rng, result.admissible)
             kind, weight = "", (weights.vague_thought, weights.vague_action)
         example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
         example.weights.append(weight)
@@ -167,6 +226,15 @@ def play_expert(
         example.weights.append((weights.observation, weights.observation))
         example.kinds.append("")
     return example
+
+
+def wander(rng: Random, admissible: Sequence[str]) -> str:
+    """What a beginner does who does not know what to do: something possible, mostly going anywhere."""
+    chance = rng.random()
+    places = [action for action in admissible if action.startswith("go to ")]
+    if chance < _WANDER and places:
+        return rng.choice(places)
+    return rng.choice(admissible) if chance > 1 - _ANYTHING else rng.choice(("look", "inventory"))
 
 
 def step_kind(thought: str) -> str:
@@ -182,31 +250,45 @@ def draw_drill(rng: Random, most: int = 14, weights: Weights = Weights()) -> Exa
     """Many lookups in one list of up to `most` skills: any thing may lie anywhere, some asked for are not listed."""
     things, places = sorted(usual_places()), _all_places()
     listed = rng.sample(things, rng.randint(2, most))
-    numbers = rng.sample(range(1, _LAST_ID + 1), len(listed))
+    numbers = rng.sample(range(1, LAST_ID + 1), len(listed))
     skills = {
         thing: location_skill(thing, rng.choice(places), number)
         for thing, number in zip(listed, numbers, strict=True)
     }
+    treatment: Treatment = rng.choice(("clean", "heat", "cool"))
+    procedure = Skill(
+        id=f"{treatment}_{rng.randint(1, 9):03}",
+        name="",
+        principle=Station(treatment, rng.choice(places)).principle,
+    )
+    shown = [*skills.values(), *([procedure] if rng.random() < 0.7 else [])]
     missing = [thing for thing in things if thing not in skills]
-    system = render_system("alfworld", list(skills.values()), COMPACT)
+    system = render_system("alfworld", shown, COMPACT)
     example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
     for _ in range(rng.randint(10, 16)):
         thing = rng.choice(listed) if rng.random() < 0.8 else rng.choice(missing)
         category = rng.choice(("Pick", "PickTwo", "Clean", "Heat", "Cool"))
         sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
         action = "look"
-        if thing in skills:
-            skill = skills[thing]
-            thought = f"{skill.principle} [{skill.id}]"
-            action = f"go to {skill.principle.partition(': ')[2]} 1"
+        if procedure in shown and rng.random() < 0.25:
+            category = procedure.id.partition("_")[0].title()
+            sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
+            thought = quote(procedure)
+            action = f"go to {thought.split()[1]} 1"
+            sentence = f"You pick up the {thing} 1 from the {rng.choice(places)} 1.\nTask: {sentence}"
+        elif thing in skills:
+            thought = quote(skills[thing])
+            action = f"go to {thought.split()[1]} 1"
+            sentence = f"Task: {sentence}"
         else:
+            sentence = f"Task: {sentence}"
             thought = f"find {thing}"
         # Mostly without an action: more lookups for the same number of tokens.
         reply = format_reply(thought, action) if rng.random() < 0.3 else f"<think>{thought}</think>"
-        example.messages.append({"role": "user", "content": f"Task: {sentence.removesuffix('.')}"})
+        example.messages.append({"role": "user", "content": sentence.removesuffix(".")})
         example.messages.append({"role": "assistant", "content": reply})
         example.weights += [(0.0, 0.0), (weights.reply, 0.2 * weights.reply)]
-        example.kinds += ["", "lookup" if thing in skills else "search"]
+        example.kinds += ["", step_kind(thought)]
     return example
 
 

@@ -16,18 +16,19 @@ from tiny_episodes import (
     COMPACT,
     VAGUE,
     Example,
+    Prompted,
     SkillMode,
     draw_drill,
     draw_episode,
     draw_skills,
     draw_world,
-    relevant_things,
+    stations_of,
 )
 
 from krill_tui.agent.actions import parse_reply
 from krill_tui.agent.prompts import first_messages, render_turn
-from krill_tui.envs.alfworld import worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
+from krill_tui.envs.alfworld.worlds import WorldSize
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import ChatMessage, SampleItem
@@ -39,6 +40,11 @@ from krill_tui.trajectory import Task
 
 STEP_LIMIT = 25
 DIAGNOSED: tuple[Literal["right", "none"], ...] = ("right", "none")
+
+
+def asked(mode: SkillMode) -> Prompted:
+    """Places and stations alike; about a station nothing irrelevant can be said."""
+    return Prompted(mode, "none" if mode == "irrelevant" else mode)
 
 
 @torch.no_grad()
@@ -54,7 +60,7 @@ def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> di
     for mode in (*DIAGNOSED, "drill"):
         prefix = "" if mode == "right" else f"{mode}/"
         for _ in range(episodes if mode != "drill" else episodes // 4):
-            example = draw_drill(rng) if mode == "drill" else draw_episode(rng, households, mode, 0.0)
+            example = draw_drill(rng) if mode == "drill" else draw_episode(rng, households, asked(mode), 0.0)
             for kind, thought, action in _hits(model, tokenizer, example):
                 entry = counts[prefix + kind]
                 entry[0] += 1
@@ -142,6 +148,7 @@ def play(
     episodes: int,
     *,
     split: str = "valid",
+    size: WorldSize = "small",
     temperature: float = 1.0,
     constrained: bool = True,
     limit: int = STEP_LIMIT,
@@ -150,9 +157,9 @@ def play(
     rng = Random(f"play/{split}")
     live: list[Played] = []
     for _ in range(episodes):
-        seed, world, task = draw_world(rng, households, split)
+        habits, world, task = draw_world(rng, households, split, size)
         inner = Random(rng.random())
-        skills = draw_skills(inner, mode, worlds.household(seed).home, relevant_things(task), task.category)
+        skills = draw_skills(inner, asked(mode), habits, stations_of(habits, size), task)
         game = AlfworldGame(world)
         result = game.reset()
         live.append(Played(game, task, result, first_messages("alfworld", skills, result, task, COMPACT)))
@@ -210,7 +217,7 @@ def fine_tune(
     rng = Random("sft")
     rows = [
         tokenize_demonstration(trainer, example.messages)
-        for example in (draw_episode(rng, households, "right", 0.0) for _ in range(examples))
+        for example in (draw_episode(rng, households, asked("right"), 0.0) for _ in range(examples))
         if example.won
     ]
     started = time.perf_counter()

@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,12 +21,23 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_episodes import BEGINNER, Example, Noise, SkillMode, Weights, draw_drill, draw_episode
+from tiny_episodes import (
+    BEGINNER,
+    LAST_ID,
+    Example,
+    Noise,
+    Weights,
+    draw_drill,
+    draw_episode,
+    draw_modes,
+)
 from tiny_measure import diagnose, measure
+from tiny_purchases import draw_purchase
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from krill_tui.envs.alfworld.expert import usual_places
+from krill_tui.envs.alfworld.text import STATION
 from krill_tui.training.tiny import ASSISTANT, build_model, build_tokenizer
 from krill_tui.training.tokens import load_tokenizer
 
@@ -37,16 +48,16 @@ ROPE_THETA = 1e6
 INITIAL_STD = 0.05
 TRAIN_HOUSEHOLDS = range(1_000_000, 2_000_000)
 TEST_HOUSEHOLDS = range(5_000_000, 6_000_000)
-SHAPE = {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "mlp": 384, "head_size": 64}
+TRAIN_SHOPS = range(1_000_000, 1_000_040)
+"""Each a catalogue of its own, kept in memory; the product's seeds are others."""
+SHAPE = {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "mlp": 512}
 
-MODES: tuple[tuple[SkillMode, float], ...] = (
-    ("right", 0.6),
-    ("irrelevant", 0.13),
-    ("none", 0.17),
-    ("wrong", 0.1),
-)
+FULL = 0.12
+"""Share of the episodes that are of worlds as large as the dataset's."""
 STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
 """(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
+SHOP_BEGINNER = 0.45
+"""How often a beginner in a shop does any possible thing."""
 WEAK = Weights(vague_thought=1.0, vague_action=0.3)
 
 
@@ -59,11 +70,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Drills:
-    """How many of the rows are drills, and how many skills they list at most."""
+class Mix:
+    """Of what the rows are made."""
 
-    share: float
+    drills: float
+    """Share of the rows that are drills."""
     most: int = 14
+    """Skills a drill lists at most."""
+    full: float = 0.0
+    """Share of the episodes that are of large worlds."""
+    shop: float = 0.0
+    """Share of the rows other than drills that are purchases."""
+    weak: Mapping[str, float] | None = None
+    """Stage `weak`: how often a beginner is vague."""
 
 
 class Encoder:
@@ -91,20 +110,27 @@ class Encoder:
         return Row(ids[:CONTEXT], weights[:CONTEXT])
 
 
-def corpus(rng: Random, episodes: int = 200) -> list[str]:
-    """What the tokenizer is trained on: episodes of each mode, and every name in the forms of the format."""
+def known_words() -> list[str]:
+    """What is one token wherever it stands: keys of skills, heads and numbers of ids, numbers of things."""
+    keys = [f"{key}:" for key in (*sorted(usual_places()), *STATION, "put", "look", "search")]
+    heads = [f" [{tier}_" for tier in ("gen", "pick", "picktwo", "look", "clean", "heat", "cool")]
+    numbers = [f"{n:03}" for n in range(1, LAST_ID + 1)]
+    return [*keys, *heads, *numbers, *(f" {n}" for n in range(1, 31))]
+
+
+def corpus(rng: Random, episodes: int = 600) -> list[str]:
+    """What the tokenizer is trained on: episodes of each world, and every name in the forms of the format."""
     texts = []
-    for mode, _ in MODES:
-        for _ in range(episodes):
-            example = draw_episode(rng, TRAIN_HOUSEHOLDS, mode, 0.3)
-            texts += [str(m["content"]) for m in example.messages]
+    for number in range(episodes):
+        size = "full" if number % 4 == 0 else "small"
+        example = draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), 0.3, size=size)
+        texts += [str(m["content"]) for m in example.messages]
+    for _ in range(episodes // 6):
+        texts += [str(m["content"]) for m in draw_purchase(rng, TRAIN_SHOPS).messages]
     places = {place for where in usual_places().values() for place in where}
     for thing in usual_places():
-        texts += [f"{thing}: a {thing} 1"] * 60
+        texts += [f"{thing} you see a {thing} 1"] * 60
     texts += [f"go to {place} 1: {place}" for place in sorted(places)] * 60
-    texts += [f"[gen_{n:03}]" for n in range(1, 61)] * 20
-    kinds = ("pick", "picktwo", "look", "clean", "heat", "cool")
-    texts += [f"[{kind}_{n:03}]" for n in range(1, 10) for kind in kinds] * 20
     return texts
 
 
@@ -116,7 +142,8 @@ def set_circuits(model: Any) -> None:
     that the second layer's first head compares with the present token, to copy what follows there: an induction head.
     From the usual random start lookups were still guesses after a million tokens. All of it stays trainable.
     """
-    size, half = model.config.head_dim, model.config.head_dim // 2
+    size = model.config.hidden_size // model.config.num_attention_heads
+    half = size // 2
     speeds = torch.tensor([ROPE_THETA ** (-i / half) for i in range(half)])
     basis, _ = torch.linalg.qr(torch.randn(model.config.hidden_size, model.config.hidden_size))
     first, second = (model.model.layers[i].self_attn for i in range(2))
@@ -135,7 +162,7 @@ def set_circuits(model: Any) -> None:
 def new_model(vocabulary: int, seed: int) -> Any:
     """The untrained model."""
     torch.manual_seed(seed)
-    model = build_model(vocabulary, context=CONTEXT, rope_theta=ROPE_THETA, attention_bias=True, **SHAPE)
+    model = build_model(vocabulary, context=CONTEXT, rope_theta=ROPE_THETA, **SHAPE)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
@@ -146,16 +173,11 @@ def new_model(vocabulary: int, seed: int) -> Any:
     return model
 
 
-def draw_batches(
-    rng: Random, encoder: Encoder, tokens: int, count: int, drills: Drills, weak: Noise | None
-) -> list[list[Row]]:
-    """About `count` batches of rows of like length, of about `tokens` tokens each, in random order.
-
-    `weak`: the vague steps of stage `weak`.
-    """
+def draw_batches(rng: Random, encoder: Encoder, tokens: int, count: int, mix: Mix) -> list[list[Row]]:
+    """About `count` batches of rows of like length, of about `tokens` tokens each, in random order."""
     rows, total = [], 0
     while total < tokens * count:
-        rows.append(draw_row(rng, encoder, drills, weak))
+        rows.append(draw_row(rng, encoder, mix))
         total += len(rows[-1].ids)
     rows.sort(key=lambda row: len(row.ids))
     batches: list[list[Row]] = [[]]
@@ -167,15 +189,17 @@ def draw_batches(
     return batches
 
 
-def draw_row(rng: Random, encoder: Encoder, drills: Drills, weak: Noise | None) -> Row:
-    if rng.random() < drills.share:
-        return encoder.row(draw_drill(rng, drills.most))
-    modes: list[SkillMode] = [mode for mode, _ in MODES]
-    mode = rng.choices(modes, [share for _, share in MODES])[0]
-    if weak is None:
-        noise = rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
-        return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, noise))
-    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, mode, weak, WEAK))
+def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
+    if rng.random() < mix.drills:
+        return encoder.row(draw_drill(rng, mix.most))
+    if rng.random() < mix.shop:
+        return encoder.row(draw_purchase(rng, TRAIN_SHOPS, SHOP_BEGINNER if mix.weak else 0.0))
+    size = "full" if rng.random() < mix.full else "small"
+    noise: Noise = (
+        mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
+    )
+    weights = WEAK if mix.weak else Weights()
+    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size))
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -193,7 +217,7 @@ def loss_of(model: Any, rows: Sequence[Row], device: str) -> tuple[Tensor, Tenso
     """(sum of weighted cross-entropies, sum of weights)."""
     ids, weights = (part.to(device) for part in collate(rows))
     chosen = weights[:, 1:] > 0
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[:, :-1][chosen])
     each = cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
@@ -211,7 +235,9 @@ class Run:
         self.rng = Random(options.seed)
         # A model knows its own tokenizer only: one that goes on keeps it.
         kept = _model_folder(options.resume) if options.resume else None
-        self.tokenizer: Any = load_tokenizer(kept) if kept else build_tokenizer(corpus(Random(0)), VOCABULARY)
+        self.tokenizer: Any = (
+            load_tokenizer(kept) if kept else build_tokenizer(corpus(Random(0)), VOCABULARY, known_words())
+        )
         self.encoder = Encoder(self.tokenizer)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = new_model(len(self.tokenizer), options.seed).to(self.device)
@@ -255,13 +281,18 @@ class Run:
     def _step(self, stage: str, done: float, rate: float) -> tuple[float, float]:
         options = self.options
         if not self.batches:
-            drills = Drills(options.drills)
             if stage == "base":
-                # Short lists first, and almost nothing else.
-                drills = Drills(max(drills.share, min(0.9, 1.0 - 2.5 * done)), min(14, 4 + self.step // 25))
-            vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
-            weak = vague if stage == "weak" else None
-            self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, drills, weak)
+                # Short lists first, and almost nothing else; large worlds and the shop once reading works.
+                mix = Mix(
+                    drills=max(options.drills, min(0.9, 1.0 - 5 * done)),
+                    most=min(14, 4 + self.step // 25),
+                    full=FULL if done > 0.25 else 0.0,
+                    shop=options.shop if done > 0.4 else 0.0,
+                )
+            else:
+                vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
+                mix = Mix(drills=options.drills, full=FULL, shop=options.shop, weak=vague)
+            self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -329,6 +360,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
+    parser.add_argument("--shop", type=float, default=0.1, help="share of the other rows that are purchases")
     parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
     parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")

@@ -75,7 +75,7 @@ def test_thoughts_are_few_plain_words() -> None:
         _, decisions = play(build_world("small", "train", 6, index)[0], AlfworldExpert())
         for thought, _ in decisions:
             assert re.fullmatch(
-                r"find [a-z]+: [a-z]+|(take|use|clean|heat|cool) [a-z]+|put [a-z]+ in [a-z]+", thought
+                r"(take|use) [a-z]+|(find|put) [a-z]+ in [a-z]+|(clean|heat|cool) [a-z]+ at [a-z]+", thought
             )
 
 
@@ -94,11 +94,51 @@ def test_a_hint_is_followed_first_and_named() -> None:
     place = next(kind for kind in ("garbagecan", "countertop") if f"{kind} 1" in game.receptacle_names)
     expert = AlfworldExpert({goal.object: [place]})
     thought, action = expert.act(AlfworldGame(game).reset())
-    assert (thought, action) == (f"find {goal.object}: {place}", f"go to {place} 1")
+    assert (thought, action) == (f"find {goal.object} in {place}", f"go to {place} 1")
     assert expert.last_hint == goal.object
     without = AlfworldExpert()
     without.act(AlfworldGame(game).reset())
     assert without.last_hint is None
+
+
+def treating_games() -> list[tuple[int, TaskGoal, GameData]]:
+    """(household, goal, game) of worlds whose station is not the dataset's."""
+    found = []
+    for seed in range(8):
+        for index in range(24):
+            game, _ = build_world("small", "train", seed, index)
+            goal = text.parse_task(game.task)
+            assert goal is not None
+            if goal.treatment and household(seed).stations[goal.treatment] != text.STATION[goal.treatment]:
+                found.append((seed, goal, game))
+    return found
+
+
+def test_an_unusual_station_is_found_and_sooner_where_a_hint_names_it() -> None:
+    steps: Counter[str] = Counter()
+    for seed, goal, game in treating_games():
+        stations = household(seed).stations
+        hints: dict[str, list[str]] = {treatment: [place] for treatment, place in stations.items()}
+        for how, expert in (("without", AlfworldExpert()), ("hinted", AlfworldExpert(hints))):
+            won, decisions = play(game, expert)
+            assert won
+            treated = [action for _, action in decisions if action.startswith(f"{goal.treatment} ")]
+            assert len(treated) == 1
+            assert treated[0].split(" with ")[1].split()[0] == stations[goal.treatment or "heat"]
+            steps[how] += len(decisions)
+    assert steps["hinted"] < steps["without"] - 0.8 * len(treating_games())
+
+
+def test_the_hint_of_a_station_is_named_while_it_is_followed() -> None:
+    seed, goal, game = treating_games()[0]
+    expert = AlfworldExpert({goal.treatment or "": [household(seed).stations[goal.treatment or "heat"]]})
+    episode = AlfworldGame(game)
+    result, named = episode.reset(), []
+    while not result.done:
+        result = episode.step(expert.act(result)[1])
+        named.append(expert.last_hint)
+    assert named.count(goal.treatment) >= 1
+    assert set(named) == {None, goal.treatment}
 
 
 def test_a_random_order_is_fixed_by_its_generator() -> None:

@@ -14,7 +14,7 @@ from krill_tui.envs.alfworld.engine import AlfworldGame
 from krill_tui.envs.alfworld.expert import AlfworldExpert
 from krill_tui.envs.alfworld.game import GameData
 from krill_tui.envs.alfworld.source import BuiltinSource
-from krill_tui.envs.alfworld.text import CATEGORIES, object_type, parse_task
+from krill_tui.envs.alfworld.text import CATEGORIES, STATION, object_type, parse_task
 from krill_tui.envs.alfworld.worlds import SPLITS, build_world, household
 from krill_tui.errors import UsageError
 from krill_tui.trajectory import Task
@@ -49,7 +49,7 @@ def test_a_world_is_the_same_in_another_process() -> None:
 
 def test_a_small_world_is_small_and_a_full_one_like_the_dataset() -> None:
     small = [build_world("small", "train", 2, n)[0] for n in range(150)]
-    assert {8, 12} <= {len(game.receptacle_names) for game in small} <= set(range(8, 13))
+    assert {10, 14} <= {len(game.receptacle_names) for game in small} <= set(range(10, 15))
     assert {5, 9} <= {len(game.object_names) for game in small} <= set(range(5, 10))
     full = [build_world("full", "train", 2, n)[0] for n in range(150)]
     # Floor plans of the dataset have 14 to 34 receptacles in the mean, by room.
@@ -182,3 +182,19 @@ def test_every_world_has_a_plan_far_within_the_step_limit(size: worlds.WorldSize
             result = game.step(actions[-1])
         assert result.won
         assert len(without_needless_visits(world, actions)) <= 15
+
+
+def test_a_household_treats_things_at_stations_of_its_own_in_small_worlds_only() -> None:
+    seed = next(n for n in range(50) if household(n).stations["heat"] == "stoveburner")
+    index = next(n for n in range(48) if build_world("small", "train", seed, n)[1] == "Heat")
+    small, full = (build_world(size, "train", seed, index)[0] for size in SIZES)
+    assert small.rules.heat_at == {"stoveburnertype"}
+    assert full.rules.heat_at == {"microwavetype"}
+
+
+def test_every_station_is_some_households_and_the_datasets_is_the_most_frequent() -> None:
+    for treatment, kinds in worlds.STATIONS.items():
+        counts = Counter(household(seed).stations[treatment] for seed in range(300))
+        assert set(counts) == set(kinds)
+        assert kinds[0] == STATION[treatment]
+        assert counts[kinds[0]] > 75

@@ -181,3 +181,16 @@ def test_any_json_is_a_config_or_one_line(write, data: dict) -> None:
         load_config(write(data), environ={})
     except ConfigError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(True, "group"), (False, "none"), ("batch", "batch"), ("none", "none")]
+)
+def test_scaling_of_rewards_is_a_name_or_the_old_yes_and_no(given: bool | str, meant: str) -> None:
+    config = load_config(overrides={"rl": {"scale_rewards": given}}, environ={})
+    assert config.rl.scale_rewards == meant
+
+
+def test_another_scaling_of_rewards_is_refused_by_name() -> None:
+    assert "scale_rewards" in message_of(None, overrides={"rl": {"scale_rewards": "global"}})
+    assert "scale_rewards" in message_of(None, overrides={"rl": {"scale_rewards": 1}})

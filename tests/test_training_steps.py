@@ -14,7 +14,7 @@ from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.training.advantage import group_advantages
 from krill_tui.training.batches import make_batch, split_by_tokens
-from krill_tui.training.grpo import GrpoSettings, grpo_step
+from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.tokens import MaskedTokens
@@ -142,6 +142,53 @@ def test_the_first_step_after_sampling_has_ratio_one(fresh: Fresh) -> None:
     assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
     assert metrics["clip_ratio/region_mean"] == 0
+
+
+def test_an_episode_whose_tokens_are_masked_counts_as_an_episode_and_no_more(fresh: Fresh) -> None:
+    settings = GrpoSettings(learning_rate=1e-3, kl_coeff=0.0)
+    whole = fresh()
+    first, *rest = _episodes(whole)
+    silent = EpisodeTokens(
+        ids=first.tokens.ids, mask=(0,) * len(first.tokens.ids), logprobs=first.tokens.logprobs
+    )
+    with_silent = grpo_step(whole, [GrpoEpisode(tokens=silent, advantage=3.0), *rest], settings)
+    alone = grpo_step(fresh(), rest, settings)
+    share = len(rest) / (len(rest) + 1)
+    assert with_silent["grad_norm"] == pytest.approx(share * alone["grad_norm"], rel=1e-4)
+    assert with_silent["policy_tokens"] == alone["policy_tokens"]
+
+
+def test_the_update_does_not_depend_on_the_samplers_last_bits(fresh: Fresh) -> None:
+    one, other = fresh(), fresh()
+    episodes = _episodes(one)
+    settings = GrpoSettings(learning_rate=1e-3)
+    grpo_step(one, episodes, settings)
+    moved = [
+        GrpoEpisode(
+            tokens=e.tokens.model_copy(update={"logprobs": tuple(x + 1e-3 for x in e.tokens.logprobs)}),
+            advantage=e.advantage,
+        )
+        for e in episodes
+    ]
+    metrics = grpo_step(other, moved, settings)
+    assert _difference(_weights(one), _weights(other)) == 0
+    assert metrics["sampling/sampling_logp_difference/max"] > 9e-4
+
+
+def test_later_iterations_are_clipped_against_the_policy_before_the_first(fresh: Fresh) -> None:
+    trainer = fresh()
+    episodes = _episodes(trainer)
+    settings = GrpoSettings(learning_rate=2e-2, clip_epsilon=0.01, kl_coeff=0.0)
+    old: dict[int, torch.Tensor] = {}
+    steps = [grpo_step(trainer, episodes, settings, old_logprobs=old) for _ in range(3)]
+    assert steps[0]["clip_ratio/region_mean"] == 0 == steps[0]["policy_move"]
+    assert all(step["clip_ratio/region_mean"] > 0 for step in steps[1:])
+    assert trainer.version == 3
+    shown = over_iterations(steps)
+    assert shown["clip_ratio/region_mean"] == pytest.approx(
+        sum(step["clip_ratio/region_mean"] for step in steps) / 3
+    )
+    assert shown["sampling/sampling_logp_difference/max"] == steps[0]["sampling/sampling_logp_difference/max"]
 
 
 def test_metrics_have_the_names_of_the_field(fresh: Fresh) -> None:

@@ -81,10 +81,12 @@ def test_text_survives_encoding_whatever_it_holds(chat: ChatTokenizer) -> None:
         assert chat.decode(chat.encode(text)) == text
 
 
-def test_words_numbers_and_ids_may_be_single_tokens() -> None:
-    text = " mug: cabinet 12 [gen_003]"
-    tokenizer = build_tokenizer([text] * 50, 400)
-    assert tokenizer.tokenize(text) == ["Ġmug:", "Ġcabinet", "Ġ12", "Ġ[gen_", "003", "]"]
+def test_chosen_words_are_one_token_wherever_they_stand() -> None:
+    text = "mug: cabinet 12 [gen_003]"
+    words = ["mug:", " 12", " 1", " [gen_", "003"]
+    tokenizer = build_tokenizer([text] * 50, 400, words)
+    assert tokenizer.tokenize(text) == ["mug:", "Ġcabinet", " 12", " [gen_", "003", "]"]
+    assert tokenizer.decode(tokenizer.encode(f"a{text}")) == f"a{text}"
 
 
 def test_the_vocabulary_keeps_to_its_bound_and_order() -> None:

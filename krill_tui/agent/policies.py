@@ -14,17 +14,25 @@ from krill_tui.skill import Skill
 
 _WORD = re.compile(r"[a-z]+")
 _QUERY_WORDS = 3
-_LOCATION = re.compile(r"([a-z]+): ([a-z]+(?:, [a-z]+)*)")
+_PLACES = re.compile(r"([a-z]+): ([a-z]+(?:, [a-z]+)*)(?: \(.*\))?")
 
 
-def location_hints(skills: Sequence[Skill]) -> dict[str, tuple[tuple[str, ...], Skill]]:
-    """Object type -> (receptacle types, the skill) for skills of the form `mug: cabinet`; the first one counts."""
+def place_hints(skills: Sequence[Skill]) -> dict[str, tuple[tuple[str, ...], Skill]]:
+    """Object type or treatment -> (receptacle types, the skill), for skills that say a place.
+
+    Those are of the form `mug: cabinet` or `heat: stoveburner (…)`; the first one counts.
+    """
     hints: dict[str, tuple[tuple[str, ...], Skill]] = {}
     for skill in skills:
-        match = _LOCATION.fullmatch(skill.principle.strip())
+        match = _PLACES.fullmatch(skill.principle.strip())
         if match:
             hints.setdefault(match.group(1), (tuple(match.group(2).split(", ")), skill))
     return hints
+
+
+def quote(skill: Skill) -> str:
+    """A thought that follows a skill: its key and place, as it says them, and its id: `heat: stoveburner [heat_001]`."""
+    return f"{skill.principle.partition(' (')[0].strip()} [{skill.id}]"
 
 
 class RandomPolicy:
@@ -56,8 +64,8 @@ class RandomPolicy:
 class ExpertPolicy:
     """Plays by the environment's own planner, from observations alone.
 
-    `make` opens a planner that searches the hinted receptacle types first. With `follow_skills` (demonstrations)
-    the hints are the location skills of the prompt, and the thought quotes the skill, with its id, wherever the
+    `make` opens a planner that tries the hinted receptacle types first. With `follow_skills` (demonstrations) the
+    hints are the skills of the prompt that say a place, and the thought quotes the skill, with its id, wherever the
     action follows one.
     """
 
@@ -69,7 +77,7 @@ class ExpertPolicy:
         self._experts: dict[str, Expert] = {}
 
     async def act(self, request: ActRequest) -> ActReply:
-        hints = location_hints(request.skills) if self._follow_skills else {}
+        hints = place_hints(request.skills) if self._follow_skills else {}
         expert = self._experts.get(request.episode)
         if expert is None:
             expert = self._make({name: places for name, (places, _) in hints.items()})
@@ -77,8 +85,7 @@ class ExpertPolicy:
         thought, action = expert.act(StepResult(request.observation, admissible=tuple(request.admissible)))
         hinted = getattr(expert, "last_hint", None)
         if hinted in hints:
-            skill = hints[hinted][1]
-            thought = f"{skill.principle} [{skill.id}]"
+            thought = quote(hints[hinted][1])
         return ActReply(text=format_reply(thought, action))
 
     async def start(self, episode: str) -> None:

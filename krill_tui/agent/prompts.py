@@ -92,12 +92,22 @@ def render_system(env: str, skills: Sequence[Skill], options: PromptOptions) -> 
 
 def render_turn(result: StepResult, task: Task, options: PromptOptions, *, first: bool) -> str:
     """User message: the observation, the task again (turns after the first), the admissible actions."""
-    parts = [result.observation.strip()]
-    if options.style == "compact" and not first and task.description:
+    shop = task.env == "webshop"
+    compact = options.style == "compact"
+    parts = [_compact_page(result.observation) if compact and shop else result.observation.strip()]
+    if compact and task.description and (shop or not first):
         parts.append(f"Task: {task.description}")
     if options.list_admissible and result.admissible:
         parts.append("Admissible actions:\n" + "\n".join(result.admissible))
     return "\n".join(parts)
+
+
+def _compact_page(observation: str) -> str:
+    """A WebShop page without the instruction, in lower case (as actions spell what they click), a line each."""
+    parts = [part.strip() for part in observation.split("[SEP]")]
+    if "Instruction:" in parts:
+        parts = parts[parts.index("Instruction:") + 2 :]
+    return "\n".join(parts).lower()
 
 
 def first_messages(

@@ -126,6 +126,19 @@ def _report_facts(journal: Path) -> dict[str, object]:
         "skills": len(state.skills),
         "evaluations": {stage: e.model_dump(mode="json") for stage, e in state.evaluations.items()},
         "validations": [v.model_dump(mode="json") for v in state.validations],
+        "evolution": [
+            {
+                **view.event.model_dump(mode="json"),
+                "skills": {id_: skill.model_dump(mode="json") for id_, (skill, _) in view.skills.items()},
+                "reasons": {id_: reason for id_, (_, reason) in view.skills.items()},
+                "effects": {
+                    name: {"before": before.rate, "after": after.rate, "step": view.next.step}
+                    for name, (before, after) in view.effects().items()
+                    if view.next
+                },
+            }
+            for view in state.evolutions
+        ],
         "phases": [{"title": v.title, "seconds": v.seconds, "summary": v.summary} for v in phases],
     }
 

@@ -6,9 +6,14 @@ screen show.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _scaling(value: object) -> object:
+    """True and false are what the setting was before there was a choice, and what TRL still takes."""
+    return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class Settings(BaseModel):
@@ -95,6 +100,10 @@ class TeacherConfig(Settings):
     """Seconds a call may take."""
     max_retries: int = Field(default=6, ge=0, le=100)
     """Retries of a transient fault."""
+    trajectory_tokens: int = Field(default=6000, ge=100)
+    """Budget of one episode in a distillation prompt; the middle of a longer one is left out, and that is said."""
+    evolve_tokens: int = Field(default=24000, ge=100)
+    """Budget of all failures in an evolution prompt: as many whole episodes as fit, worst category first."""
 
 
 class SftConfig(Settings):
@@ -128,8 +137,15 @@ class RlConfig(Settings):
     training_epochs: int = Field(default=150, ge=1)
     """GRPO steps."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
-    scale_rewards: bool = True
-    """Divide advantages by the group's standard deviation."""
+    scale_rewards: Annotated[Literal["group", "batch", "none"], BeforeValidator(_scaling)] = "group"
+    """Divide advantages by the standard deviation of the group's returns, of the whole batch's, or not; true and
+    false mean `group` and `none`."""
+    num_iterations: int = Field(default=1, ge=1, le=100)
+    """Optimizer steps on the episodes of one batch (mu in the GRPO paper)."""
+    mask_truncated_completions: bool = False
+    """Leave episodes that a step or context limit cut out of the loss; their returns still count in their group."""
+    use_bias_correction_kl: bool = False
+    """Multiply the KL term by the importance ratio (TRL's default; the paper does not)."""
     checkpoint_interval: int = Field(default=5, ge=1)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from krill_tui.agent.rollout import EpisodeSpec
+from krill_tui.config.schema import RlConfig
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import success_rates
@@ -16,8 +17,11 @@ from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.skills.evolve import evolve as evolve_bank
-from krill_tui.training.advantage import group_advantages
-from krill_tui.trajectory import StopReason, Task, Trajectory
+from krill_tui.training.advantage import batch_advantages
+from krill_tui.trajectory import EpisodeTokens, StopReason, Task, Trajectory
+
+TRUNCATED = (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT)
+"""How an episode stops that a limit cut short."""
 
 
 async def reinforce(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
@@ -60,21 +64,16 @@ async def grpo_step(
     sampled = time.perf_counter() - began
     tokens = ctx.tokens.read(name) if owed or kept else {}
     played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
-    episodes: list[GrpoEpisode] = []
-    returns: list[list[float]] = []
+    members: list[list[Trajectory]] = []
     for group in range(groups):
-        members = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
-        usable = [t for t in members if t.id in tokens and t.stop_reason is not StopReason.ERROR]
-        if len(usable) < 2:
-            continue
-        rewards = [episode_return(t, config.invalid_action_penalty) for t in usable]
-        returns.append(rewards)
-        advantages = group_advantages(rewards, "group" if config.scale_rewards else "none")
-        episodes += [
-            GrpoEpisode(tokens=tokens[t.id], advantage=float(a))
-            for t, a in zip(usable, advantages, strict=True)
-        ]
-    values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if episodes else {}
+        of_group = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
+        usable = [t for t in of_group if t.id in tokens and t.stop_reason is not StopReason.ERROR]
+        if len(usable) >= 2:
+            members.append(usable)
+    returns = [[episode_return(t, config.invalid_action_penalty) for t in group] for group in members]
+    episodes = to_learn_from(members, returns, tokens, config)
+    something = any(any(episode.tokens.mask) for episode in episodes)
+    values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if something else {}
     seconds = time.perf_counter() - began
     return (
         step_metrics(list(played.values()), returns)
@@ -87,6 +86,27 @@ async def grpo_step(
             else 0.0,
         }
     )
+
+
+def to_learn_from(
+    groups: Sequence[Sequence[Trajectory]],
+    returns: Sequence[Sequence[float]],
+    tokens: Mapping[str, EpisodeTokens],
+    config: RlConfig,
+) -> list[GrpoEpisode]:
+    """The episodes of a batch of groups, in their order, with their advantages.
+
+    With `mask_truncated_completions` an episode that a limit cut has no token to learn from; it still counts as one
+    of its batch and its return in its group, as in TRL.
+    """
+    episodes = []
+    for group, advantages in zip(groups, batch_advantages(returns, config.scale_rewards), strict=True):
+        for trajectory, advantage in zip(group, advantages, strict=True):
+            sequence = tokens[trajectory.id]
+            if config.mask_truncated_completions and trajectory.stop_reason in TRUNCATED:
+                sequence = sequence.model_copy(update={"mask": (0,) * len(sequence.mask)})
+            episodes.append(GrpoEpisode(tokens=sequence, advantage=float(advantage)))
+    return episodes
 
 
 def episode_return(trajectory: Trajectory, penalty: float) -> float:
@@ -112,10 +132,7 @@ def step_metrics(trajectories: Sequence[Trajectory], returns: Sequence[Sequence[
         "valid_action_ratio": 1 - sum(t.invalid_actions for t in trajectories) / max(1, steps),
         "num_turns": steps / count,
         "completions/mean_length": sum(t.tokens.policy for t in trajectories) / count,
-        "completions/clipped_ratio": sum(
-            t.stop_reason in (StopReason.STEP_LIMIT, StopReason.CONTEXT_LIMIT) for t in trajectories
-        )
-        / count,
+        "completions/clipped_ratio": sum(t.stop_reason in TRUNCATED for t in trajectories) / count,
         "skills/injected_mean": sum(len(t.skills) for t in trajectories) / count,
         "skills/cited_rate": sum(bool(t.cited) for t in with_skills) / max(1, len(with_skills)),
         "errors": sum(t.stop_reason is StopReason.ERROR for t in trajectories) / count,
@@ -135,7 +152,8 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
     overall, categories = success_rates(played)
     if not any(v.step == step for v in ctx.state.validations):
         ctx.emit(ev.Validated(step=step, overall=overall, categories=categories))
-    if ctx.state.evolved_at != step:
+    # Of two evolutions behind the newest checkpoint both are done, when a killed run comes by again.
+    if ctx.state.evolved_at < step:
         await _evolve(ctx, played, categories, step)
 
 

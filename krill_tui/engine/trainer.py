@@ -70,15 +70,16 @@ class Trainer:
         if self.checkpoint is None and not self._ctx.config.policy.adapter:
             self._ctx.note("no cold start in this run: RL starts from the base model", "warning")
         policy = await self._load(self.checkpoint)
-        if not self.rl_step:
+        # A checkpoint of RL holds the reference already, and is not replaced: a kill in between would lose it.
+        if not (self.checkpoint or "").startswith("rl-"):
             await self._worker().freeze_reference()
-            await self.save("rl", 0)
+            await self.save("rl", self.rl_step)
         return policy
 
     async def sft(self, examples: list[SftExample], learning_rate: float, step: int) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
-        reply = await self._worker().sft_step(examples, learning_rate=learning_rate)
         self._loaded = f"sft+{step}"
+        reply = await self._worker().sft_step(examples, learning_rate=learning_rate)
         return self._taken(reply)
 
     async def count_tokens(self, examples: list[SftExample]) -> tuple[tuple[int, int], ...]:
@@ -88,7 +89,9 @@ class Trainer:
     async def grpo(
         self, episodes: list[GrpoEpisode], config: RlConfig, temperature: float
     ) -> dict[str, float]:
-        """One optimizer step of Eq. 9; returns its metrics."""
+        """One step of Eq. 9, `num_iterations` updates; returns its metrics."""
+        # Before the call: of several updates the first may be done when the second fails.
+        self._loaded = "rl+"
         reply = await self._worker().grpo_step(
             episodes,
             learning_rate=config.learning_rate,
@@ -97,8 +100,9 @@ class Trainer:
             kl_coeff=config.kl_coeff,
             loss_type=config.loss_type,
             temperature=temperature,
+            use_bias_correction_kl=config.use_bias_correction_kl,
+            num_iterations=config.num_iterations,
         )
-        self._loaded = "rl+"
         return self._taken(reply)
 
     async def save(self, phase: ev.Phase, step: int) -> None:
@@ -184,7 +188,7 @@ class Trainer:
         return self._ctx.worker
 
     def _prune(self, phase: str, step: int) -> None:
-        """Keep the last few checkpoints of the phase, and its first (RL's first is the frozen reference)."""
+        """Keep the last few checkpoints of the phase; each holds the frozen reference as well."""
         folder = self._ctx.store.path / "checkpoints"
         steps = sorted(
             int(p.name.removeprefix(f"{phase}-")) for p in folder.glob(f"{phase}-[0-9]*") if p.is_dir()

@@ -205,9 +205,11 @@ class WorkerClient:
         max_grad_norm: float = 1.0,
         temperature: float = 1.0,
         max_completion_length: int = 0,
+        use_bias_correction_kl: bool = False,
+        num_iterations: int = 1,
         progress: Progress | None = None,
     ) -> MetricsReply:
-        """One optimizer step of GRPO; see `GrpoStepRequest`."""
+        """One step of GRPO; see `GrpoStepRequest`."""
         request = GrpoStepRequest(
             episodes=tuple(episodes),
             learning_rate=learning_rate,
@@ -218,6 +220,8 @@ class WorkerClient:
             max_grad_norm=max_grad_norm,
             temperature=temperature,
             max_completion_length=max_completion_length,
+            use_bias_correction_kl=use_bias_correction_kl,
+            num_iterations=num_iterations,
         )
         return await self.request(request, MetricsReply, progress)
 

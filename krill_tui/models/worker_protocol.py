@@ -95,7 +95,7 @@ class GrpoEpisode(Record):
 
 
 class GrpoStepRequest(Record):
-    """One optimizer step of GRPO (the paper's Eq. 9); the reference is the frozen SFT adapter."""
+    """One step of GRPO (the paper's Eq. 9) over a batch; the reference is the frozen SFT adapter."""
 
     kind: Literal["grpo_step"] = "grpo_step"
     episodes: tuple[GrpoEpisode, ...]
@@ -109,6 +109,9 @@ class GrpoStepRequest(Record):
     """The temperature the episodes were sampled at; log-probabilities are taken at it."""
     max_completion_length: int = 0
     """What dr_grpo divides by; 0 takes the longest episode of the batch."""
+    use_bias_correction_kl: bool = False
+    num_iterations: int = 1
+    """Optimizer steps over the same episodes."""
 
 
 class FreezeReferenceRequest(Record):

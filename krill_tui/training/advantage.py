@@ -7,22 +7,36 @@ from typing import Literal
 
 import numpy as np
 
-ScaleRewards = Literal["group", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
 _STD_EPSILON = 1e-4
 """Added to the standard deviation, as TRL does."""
 
 
 def group_advantages(returns: Sequence[float], scale_rewards: ScaleRewards = "group") -> np.ndarray:
-    """Advantages of the episodes of one group (the paper's Eq. 9; DESIGN section 9).
+    """Advantages of the episodes of one group, a batch of its own; see `batch_advantages`."""
+    return batch_advantages([returns], scale_rewards)[0]
 
-    `returns`: `[G]`, one number per episode. Gives float64 `[G]`: `(R - mean) / (std + 1e-4)` with the unbiased
-    standard deviation, or `R - mean` for `scale_rewards="none"` (Dr. GRPO). A group without spread, a group of one
-    included, gets exactly 0.
+
+def batch_advantages(
+    groups: Sequence[Sequence[float]], scale_rewards: ScaleRewards = "group"
+) -> list[np.ndarray]:
+    """Advantages of the episodes of a batch of groups (the paper's Eq. 9; DESIGN section 9).
+
+    `groups`: for each group `[G]` returns, one number per episode. Gives float64 `[G]` for each: `R - mean` of its
+    group, divided by (std + 1e-4). The unbiased standard deviation is the group's, or that of all returns for
+    `scale_rewards="batch"`; `none` does not divide (Dr. GRPO). A group without spread, a group of one included, gets
+    exactly 0.
     """
-    rewards = np.asarray(returns, dtype=np.float64)
-    if rewards.size == 0 or rewards.min() == rewards.max():
-        return np.zeros_like(rewards)
-    centred = rewards - rewards.mean()
-    if scale_rewards == "none":
-        return centred
-    return centred / (rewards.std(ddof=1) + _STD_EPSILON)
+    batch = np.array([value for group in groups for value in group], dtype=np.float64)
+    advantages = []
+    for group in groups:
+        returns = np.asarray(group, dtype=np.float64)
+        if returns.size == 0 or returns.min() == returns.max():
+            advantages.append(np.zeros_like(returns))
+            continue
+        centred = returns - returns.mean()
+        if scale_rewards != "none":
+            spread = returns if scale_rewards == "group" else batch
+            centred = centred / (spread.std(ddof=1) + _STD_EPSILON)
+        advantages.append(centred)
+    return advantages

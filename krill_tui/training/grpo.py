@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
-from krill_tui.training.batches import TokenBatch, make_batch, pad, split_by_tokens
+from krill_tui.training.batches import TokenBatch, make_batch, pad, split
 from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
 from krill_tui.training.ranks import Ranks
 from krill_tui.training.tokens import MaskedTokens
@@ -34,6 +36,7 @@ class GrpoSettings:
     """The one the episodes were sampled at."""
     max_completion_length: int = 0
     """Divisor of dr_grpo; 0 takes the longest episode of the batch."""
+    use_bias_correction_kl: bool = False
 
 
 def grpo_step(
@@ -41,10 +44,16 @@ def grpo_step(
     episodes: Sequence[GrpoEpisode],
     settings: GrpoSettings,
     progress: Progress = no_progress,
+    old_logprobs: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
     """One optimizer step over all episodes of a batch of groups, which the processes share.
 
     Gives metrics under TRL's names.
+
+    pi_old of Eq. 9 is the policy before the first step on these episodes, computed here and not taken from the sampler,
+    as TRL does it: an update is a function of weights, tokens and advantages, whatever batches the episodes were
+    sampled in. `old_logprobs` is empty at the first step, which fills it, and is handed to later ones over the same
+    episodes; by index of an episode `[T]`. An episode without policy tokens counts as an episode, and no more.
 
     Raises:
         ModelError: no policy token in the batch, or a gradient that is not finite.
@@ -58,21 +67,31 @@ def grpo_step(
     longest = settings.max_completion_length or max(own)
     trainer.clear_gradients()
     tally = _Tally()
+    first: dict[int, Tensor] = {}
     done = 0
-    share = trainer.ranks.share(lengths)
+    packed = trainer.policy.packable
+    computed = 0
+    learning = [i for i, count in enumerate(own) if count]
+    learning = [learning[position] for position in trainer.ranks.share([lengths[i] for i in learning])]
     with trainer.ranks.together():
-        for positions in split_by_tokens([lengths[i] for i in share], trainer.token_budget):
-            group = [share[position] for position in positions]
-            batch = make_batch([sequences[i] for i in group]).to(trainer.policy.device)
+        for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
+            group = [learning[position] for position in positions]
+            batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
+            computed += batch.tokens
             weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
-            _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally)
+            old = [old_logprobs[i] for i in group] if old_logprobs else None
+            scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
+            first.update((i, row[: lengths[i]]) for i, row in zip(group, scored, strict=True))
             done += sum(lengths[i] for i in group)
             progress(done, sum(lengths))
+    if old_logprobs is not None and not old_logprobs:
+        old_logprobs.update(first)
     tally.gather(trainer.ranks)
     metrics = tally.metrics(with_reference=settings.kl_coeff != 0)
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
     metrics["num_tokens"] = float(sum(lengths))
+    metrics["computed_tokens"] = float(sum(trainer.ranks.gather([computed])))
     metrics["policy_tokens"] = float(sum(own))
     metrics["training_tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
     return metrics
@@ -85,20 +104,28 @@ def _micro_batch(
     episodes: Sequence[GrpoEpisode],
     settings: GrpoSettings,
     tally: _Tally,
-) -> None:
-    """Add the gradients and the metrics of some episodes."""
+    old: Sequence[Tensor] | None,
+) -> Tensor:
+    """Add the gradients and the metrics of some episodes; gives their log-probabilities `[B, T]` without gradient.
+
+    `old`: those of the first step on these episodes, `[T]` each; None: this is it.
+    """
     policy = trainer.policy
     width = batch.ids.shape[1]
-    old = pad([e.tokens.logprobs for e in episodes], width, torch.float32).to(policy.device)
+    sampled = pad([e.tokens.logprobs for e in episodes], width, torch.float32).to(policy.device)
     advantages = torch.tensor([e.advantage for e in episodes], dtype=torch.float32, device=policy.device)
     reference = None
     if settings.kl_coeff:
         with torch.no_grad():
             reference = policy.token_scores(batch, "reference", settings.temperature)[0]
     logprobs, entropies, _ = policy.token_scores(batch, "policy", settings.temperature)
+    scored = logprobs.detach()
+    before = scored
+    if old is not None:
+        before = torch.stack([functional.pad(row, (0, width - len(row))) for row in old])
     result = grpo_loss(
         logprobs,
-        old,
+        before,
         reference,
         advantages,
         batch.mask,
@@ -107,9 +134,11 @@ def _micro_batch(
         epsilon_high=settings.epsilon_high,
         kl_coeff=settings.kl_coeff,
         loss_type=settings.loss_type,
+        use_bias_correction_kl=settings.use_bias_correction_kl,
     )
     result.loss.backward()
-    tally.add(result, logprobs.detach() - old, entropies, batch.mask)
+    tally.add(result, scored - sampled, scored - before, entropies, batch.mask)
+    return scored
 
 
 class _Tally:
@@ -120,8 +149,11 @@ class _Tally:
         self._largest_gap = 0.0
         self._means = MaskedMeans()
 
-    def add(self, result: GrpoLoss, log_ratio: Tensor, entropies: Tensor, mask: Tensor) -> None:
-        gap = (log_ratio * mask).abs()
+    def add(
+        self, result: GrpoLoss, from_sampler: Tensor, from_old: Tensor, entropies: Tensor, mask: Tensor
+    ) -> None:
+        """`from_sampler`, `from_old`: log-ratios of the policy to the sampler and to pi_old, `[B, T]`."""
+        gap = (from_sampler * mask).abs()
         self._loss += float(result.loss.detach())
         self._largest_gap = max(self._largest_gap, float(gap.max()))
         self._means.add(
@@ -131,9 +163,9 @@ class _Tally:
             low=result.clipped_low,
             high=result.clipped_high,
             region=result.clipped_low | result.clipped_high,
-            ratio=result.ratio,
+            ratio=torch.exp(from_sampler * mask),
             gap=gap,
-            move=-log_ratio,
+            move=-from_old,
         )
 
     def gather(self, ranks: Ranks) -> None:
@@ -159,3 +191,12 @@ class _Tally:
         if with_reference:
             metrics["kl"] = mean("kl")
         return metrics
+
+
+def over_iterations(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Metrics of several steps over the same episodes: their means, and of `sampling/` the first, before any update."""
+    first = steps[0]
+    return {
+        name: first[name] if name.startswith("sampling/") else statistics.fmean(step[name] for step in steps)
+        for name in first
+    }

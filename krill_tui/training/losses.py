@@ -67,12 +67,13 @@ def grpo_loss(
     epsilon_high: float | None,
     kl_coeff: float,
     loss_type: LossType,
+    use_bias_correction_kl: bool = False,
 ) -> GrpoLoss:
     """GRPO's clipped surrogate (the paper's Eq. 9) as a loss to minimise.
 
     `logprobs`, `old_logprobs`, `reference_logprobs`, `mask`, `weights`: `[B, T]`; `advantages`: `[B]`. The ratio is
-    taken per token, for gspo per episode (the geometric mean over its tokens). The KL term is not multiplied by the
-    ratio (TRL's `use_bias_correction_kl=False`). `epsilon_high` None means symmetric clipping.
+    taken per token, for gspo per episode (the geometric mean over its tokens). `epsilon_high` None means symmetric
+    clipping. `use_bias_correction_kl` multiplies the KL term by the ratio (DeepSeek-V3.2, and TRL's default).
     """
     mask = mask.to(logprobs.dtype)
     log_ratio = (logprobs - old_logprobs) * mask
@@ -85,6 +86,8 @@ def grpo_loss(
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None:
         kl = k3(logprobs, reference_logprobs) * mask
+        if use_bias_correction_kl:
+            kl = kl * ratio
         per_token = per_token + kl_coeff * kl
     return GrpoLoss(
         loss=(per_token * weights).sum(),

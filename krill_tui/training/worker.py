@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import torch
 import transformers
 from pydantic import BaseModel, ValidationError
+from torch import Tensor
 
 from krill_tui.errors import KrillError, ModelError
 from krill_tui.models.base import Message
@@ -51,7 +52,7 @@ from krill_tui.models.worker_protocol import (
     request_adapter,
 )
 from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
-from krill_tui.training.grpo import GrpoSettings, grpo_step
+from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
 from krill_tui.training.model import ModelSettings, PolicyModel, load_base
 from krill_tui.training.ranks import ALONE, Ranks, is_out_of_memory, launched_ranks, release_memory
 from krill_tui.training.sampler import Sampler
@@ -206,10 +207,18 @@ class Worker:
             max_grad_norm=request.max_grad_norm,
             temperature=request.temperature,
             max_completion_length=request.max_completion_length,
+            use_bias_correction_kl=request.use_bias_correction_kl,
         )
-        metrics = self._within_memory(lambda: grpo_step(trainer, request.episodes, settings, self._report))
-        self._sampler_is_stale = True
-        return MetricsReply(version=trainer.version, values=metrics)
+        old_logprobs: dict[int, Tensor] = {}
+
+        def step() -> dict[str, float]:
+            return grpo_step(trainer, request.episodes, settings, self._report, old_logprobs)
+
+        try:
+            steps = [self._within_memory(step) for _ in range(request.num_iterations)]
+        finally:
+            self._sampler_is_stale = True
+        return MetricsReply(version=trainer.version, values=over_iterations(steps))
 
     @staticmethod
     def _tokenize(trainer: Trainer, example: SftExample) -> MaskedTokens:

@@ -7,11 +7,11 @@ from functools import lru_cache
 from random import Random
 
 from krill_tui.envs.alfworld import text, worlds
-from krill_tui.envs.alfworld.text import STATION, TaskGoal, object_type
+from krill_tui.envs.alfworld.text import TaskGoal, object_type
 from krill_tui.envs.base import StepResult
 
 ExpertHints = Mapping[str, Sequence[str]]
-"""Object type -> receptacle types to search first, best first."""
+"""Object type -> receptacle types to search first, treatment (`heat`) -> receptacle types to try first; best first."""
 
 _CLOSED_KINDS = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
 _RARE = 0.003
@@ -35,15 +35,16 @@ def usual_places() -> dict[str, dict[str, float]]:
 class AlfworldExpert:
     """Explores the likeliest places first, remembers what it saw, and does what the task needs.
 
-    It sees observations and admissible commands only. With `hints` (object type -> receptacle types, best
-    first) it searches the hinted places before all others.
+    It sees observations and admissible commands only. With `hints` it searches the hinted places before all others,
+    and treats things at the hinted stations first; where no hint says better it tries the dataset's station, then
+    those of other households, then whatever is there.
     """
 
     def __init__(self, hints: ExpertHints | None = None, rng: Random | None = None) -> None:
         self._hints = hints or {}
         self._rng = rng
         self.last_hint: str | None = None
-        """Object type whose hint the last action followed."""
+        """Object type or treatment whose hint the last action followed."""
         self._goal: TaskGoal | None = None
         self._receptacles: list[str] = []
         self._inside: dict[str, list[str]] = {}
@@ -54,6 +55,8 @@ class AlfworldExpert:
         """Receptacles that do not take what has to be put there."""
         self._stuck: set[str] = set()
         """Things that cannot be taken."""
+        self._useless: set[str] = set()
+        """Types of receptacles at which the task's treatment turned out not to be possible."""
         self._admissible: Sequence[str] = ()
 
     def act(self, result: StepResult) -> tuple[str, str]:
@@ -134,15 +137,26 @@ class AlfworldExpert:
         return sum(object_type(thing) == goal.object for thing in self._inside.get(place, ()))
 
     def _treat(self, goal: TaskGoal, held: str) -> tuple[str, str]:
-        thought = f"{goal.treatment} {goal.object}"
-        stations = [
-            place for place in self._receptacles if object_type(place) == STATION[goal.treatment or ""]
-        ]
-        for station in stations:
-            action = self._reach(station, f"{goal.treatment} {held} with {station}", opening=False)
-            if action:
-                return thought, action
-        return thought, self._fallback()
+        treatment = goal.treatment or ""
+        for place in self._receptacles:
+            action = f"{treatment} {held} with {place}"
+            if action in self._admissible:
+                return self._at_station(goal, object_type(place)), action
+            if self._is_at(place):
+                self._useless.add(object_type(place))
+        hinted = list(self._hints.get(treatment, ()))
+        order = (*hinted, *worlds.STATIONS[goal.treatment or "clean"])
+        stations = [place for place in self._receptacles if object_type(place) not in self._useless]
+        if not stations:
+            self._useless.clear()
+            return f"{treatment} {goal.object}", self._fallback()
+        station = min(stations, key=lambda place: (_position(order, object_type(place)), self._number(place)))
+        return self._at_station(goal, object_type(station)), self._reach(station, None) or self._fallback()
+
+    def _at_station(self, goal: TaskGoal, kind: str) -> str:
+        if kind in self._hints.get(goal.treatment or "", ()):
+            self.last_hint = goal.treatment
+        return f"{goal.treatment} {goal.object} at {kind}"
 
     def _deliver(self, goal: TaskGoal, held: str) -> tuple[str, str]:
         thought = f"put {goal.object} in {goal.target}"
@@ -185,7 +199,7 @@ class AlfworldExpert:
         kind = object_type(place)
         if kind in hinted:
             self.last_hint = wanted
-        return f"find {wanted}: {kind}", self._reach(place, f"examine {place}") or self._fallback()
+        return f"find {wanted} in {kind}", self._reach(place, f"examine {place}") or self._fallback()
 
     def _rank(self, place: str, wanted: str, hinted: Sequence[str]) -> tuple[float, ...]:
         kind = object_type(place)
@@ -215,3 +229,7 @@ class AlfworldExpert:
 
     def _fallback(self) -> str:
         return "look" if "look" in self._admissible or not self._admissible else self._admissible[0]
+
+
+def _position(order: Sequence[str], kind: str) -> int:
+    return order.index(kind) if kind in order else len(order)

@@ -28,7 +28,7 @@ CATEGORY_OF_TYPE = {
 TREATMENT: dict[str, Treatment] = {"Clean": "clean", "Heat": "heat", "Cool": "cool"}
 """By category, where it has one."""
 
-STATION = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
+STATION: dict[Treatment, str] = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 """By treatment: the receptacle type that does it."""
 
 _THING = re.compile(r"\ba ([a-z]+ \d+)")

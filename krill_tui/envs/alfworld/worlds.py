@@ -5,15 +5,17 @@ dataset's 3,554 training games (`statistics.json`: by room, how often a receptac
 plan, how often an object type occurs and where it lies, and how often a task names a pair of types).
 
 A seed is also a *household* with habits of its own: each object type has a home, a receptacle type drawn
-from the plausible ones, where it lies nine times out of ten. Worlds of one household differ in
-everything else, so what was learnt about its habits carries over, and to no other household.
+from the plausible ones, where it lies nine times out of ten; and in `small` worlds each treatment has its
+station: heating may be done at the stove, cleaning at the bathtub (`full` worlds keep the dataset's stations).
+Worlds of one household differ in everything else, so what was learnt about its habits carries over, and to no
+other household.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -25,7 +27,7 @@ from krill_tui.envs.alfworld.game import GameData, Rules
 from krill_tui.envs.alfworld.grammar import Grammar, compile_grammar, split_task
 from krill_tui.envs.alfworld.pddl import parse_expression
 from krill_tui.envs.alfworld.problem import assemble
-from krill_tui.envs.alfworld.text import STATION, TREATMENT, TaskGoal
+from krill_tui.envs.alfworld.text import STATION, TREATMENT, TaskGoal, Treatment
 from krill_tui.errors import DataError
 
 WorldSize = Literal["small", "full"]
@@ -36,7 +38,20 @@ _PACKAGE = "krill_tui.envs.alfworld"
 HABIT = 0.9
 """Probability that an object lies at its home."""
 
-_SMALL_RECEPTACLES = (8, 12)
+STATIONS: dict[Treatment, tuple[str, ...]] = {
+    "clean": ("sinkbasin", "bathtubbasin", "countertop"),
+    "heat": ("microwave", "stoveburner", "toaster", "coffeemachine"),
+    "cool": ("fridge", "sinkbasin", "countertop"),
+}
+"""By treatment: the receptacle types that may be a household's station for it, the dataset's first."""
+_USUAL_STATION = 0.35
+"""Probability that a household's station is the dataset's."""
+
+_HOME_POWER = 0.25
+"""Below 1: a household may keep a thing where few others do."""
+_SMALL_RECEPTACLES = (10, 14)
+_SMALL_MOST = 2
+"""Receptacles of one type in a small world: many types rather than many of a type, so that habits say more."""
 _SMALL_OBJECTS = (5, 9)
 
 _BLOCK = ("Pick",) * 5 + ("PickTwo",) * 6 + ("Clean",) * 4 + ("Cool",) * 4 + ("Heat",) * 3 + ("Look",) * 2
@@ -60,13 +75,15 @@ _WORDINGS = {
 }
 _STATE = {"clean": "(isclean ?o)", "heat": "(ishot ?o)", "cool": "(iscool ?o)"}
 
-_RULES = Rules(
-    actions=frozenset(THINGS) - {"help"},
-    clean_at=frozenset({"sinkbasintype"}),
-    heat_at=frozenset({"microwavetype"}),
-    cool_at=frozenset({"fridgetype"}),
-    slice_with=frozenset({"knifetype", "butterknifetype"}),
-)
+
+def _rules(stations: Mapping[Treatment, str]) -> Rules:
+    return Rules(
+        actions=frozenset(THINGS) - {"help"},
+        clean_at=frozenset({f"{stations['clean']}type"}),
+        heat_at=frozenset({f"{stations['heat']}type"}),
+        cool_at=frozenset({f"{stations['cool']}type"}),
+        slice_with=frozenset({"knifetype", "butterknifetype"}),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +93,8 @@ class Household:
     seed: int
     home: dict[str, str]
     """Object type -> the receptacle type where it usually lies."""
+    stations: dict[Treatment, str]
+    """Treatment -> the receptacle type where it is done, in `small` worlds."""
 
 
 @dataclass(slots=True)
@@ -86,6 +105,7 @@ class _Plan:
     goal: TaskGoal
     rng: Random
     household: Household
+    stations: Mapping[Treatment, str]
     receptacles: list[str] = field(default_factory=list)
     """The type of each."""
     placed: list[tuple[str, int]] = field(default_factory=list)
@@ -112,9 +132,12 @@ def household(seed: int) -> Household:
     home: dict[str, str] = {}
     for thing in sorted({thing for room in statistics()["rooms"].values() for thing in room["objects"]}):
         weights = _plausible(thing)
-        # The square root lets a household keep a thing where few others do.
-        home[thing] = rng.choices(list(weights), [weight**0.5 for weight in weights.values()])[0]
-    return Household(seed, home)
+        home[thing] = rng.choices(list(weights), [weight**_HOME_POWER for weight in weights.values()])[0]
+    rng = Random(f"household/{seed}/stations")
+    stations: dict[Treatment, str] = {}
+    for treatment, (usual, *others) in STATIONS.items():
+        stations[treatment] = usual if rng.random() < _USUAL_STATION else rng.choice(others)
+    return Household(seed, home, stations)
 
 
 def _plausible(thing: str) -> dict[str, float]:
@@ -132,7 +155,9 @@ def _plausible(thing: str) -> dict[str, float]:
 def build_world(size: WorldSize, split: str, seed: int, index: int) -> tuple[GameData, str]:
     """(game, category) of one world; the same arguments give the same world everywhere."""
     rng = Random(f"world/{size}/{split}/{seed}/{index}")
-    plan = _draw_task(category_of(split, seed, index), rng, household(seed))
+    habits = household(seed)
+    stations = habits.stations if size == "small" else STATION
+    plan = _draw_task(category_of(split, seed, index), rng, habits, stations)
     _draw_receptacles(plan, size)
     _draw_objects(plan, size)
     return _assemble(plan, size), plan.goal.category
@@ -146,8 +171,9 @@ def category_of(split: str, seed: int, index: int) -> str:
     return order[place]
 
 
-def _draw_task(category: str, rng: Random, habits: Household) -> _Plan:
+def _draw_task(category: str, rng: Random, habits: Household, stations: Mapping[Treatment, str]) -> _Plan:
     """Room, object and target, as often as the dataset asks for them, where the household allows it."""
+    station = stations[TREATMENT[category]] if category in TREATMENT else ""
     choices: list[tuple[str, str, str]] = []
     weights: list[float] = []
     for room, facts in statistics()["rooms"].items():
@@ -155,14 +181,15 @@ def _draw_task(category: str, rng: Random, habits: Household) -> _Plan:
             thing, target = pair.split()
             lives = _home_in(room, thing, habits)
             lamp = category != "Look" or _home_in(room, "desklamp", habits)
-            if lives and lamp and target != habits.home[thing]:
+            stands = not station or station in facts["receptacles"]
+            if lives and lamp and stands and target != habits.home[thing]:
                 choices.append((room, thing, target))
                 weights.append(count)
     if not choices:
         raise DataError(f"household {habits.seed} allows no task of the category {category}")
     room, thing, target = rng.choices(choices, weights)[0]
     goal = TaskGoal(category, thing, target, 2 if category == "PickTwo" else 1, TREATMENT.get(category))
-    return _Plan(room, goal, rng, habits)
+    return _Plan(room, goal, rng, habits, stations)
 
 
 def _home_in(room: str, thing: str, habits: Household) -> bool:
@@ -178,16 +205,15 @@ def _draw_receptacles(plan: _Plan, size: WorldSize) -> None:
     needed = {plan.household.home[goal.object]}
     needed.add(plan.household.home["desklamp"] if goal.category == "Look" else goal.target)
     if goal.treatment:
-        needed.add(STATION[goal.treatment])
+        needed.add(plan.stations[goal.treatment])
+        # The usual station stands there as well: who does not know better tries it first.
+        needed |= {STATION[goal.treatment]} & set(kinds)
     present = [kind for kind in kinds if kind in needed or rng.random() < len(kinds[kind]) / plans]
     counts = {kind: rng.choice(kinds[kind]) for kind in present}
     if size == "small":
         low, high = _SMALL_RECEPTACLES
         total = rng.randint(low, high)
-        counts = {
-            kind: min(count, 3 if kind in ("cabinet", "drawer", "shelf") else 2)
-            for kind, count in counts.items()
-        }
+        counts = {kind: min(count, _SMALL_MOST) for kind, count in counts.items()}
         order = sorted(counts, key=lambda kind: (kind in needed, rng.random()))
         while sum(counts.values()) > total:
             kind = next((kind for kind in order if counts[kind] > 1), order[0])
@@ -271,7 +297,9 @@ def _assemble(plan: _Plan, size: WorldSize) -> GameData:
     facts["atlocation"].add(("agent1", f"loc_bar_{rng.randrange(100, 999)}_bar_start"))
     goal = plan.goal
     sentence = rng.choice(_WORDINGS[goal.category]).format(o=goal.object, r=goal.target)
-    return assemble(_RULES, household_grammar(), sentence, facts, parse_expression(_goal_text(goal)))
+    return assemble(
+        _rules(plan.stations), household_grammar(), sentence, facts, parse_expression(_goal_text(goal))
+    )
 
 
 def _receptacle_id(kind: str, number: int) -> str:
