@@ -176,7 +176,7 @@ async def test_too_few_won_games_are_said_with_their_number() -> None:
 
 
 async def test_a_finite_split_gives_the_number_asked_for_and_says_what_repeats() -> None:
-    found, warnings, _ = await demonstrated(12, FiniteSource(5))
+    found, warnings, _ = await demonstrated(12, FiniteSource(5), max_steps=60)
     assert len(found) == 12 and len({t.task_id for t in found}) == 5
     assert warnings[0] == ("12 demonstrations come from 5 games: the split has no more, so 7 are repeats")
     report = lint(found)

@@ -232,12 +232,17 @@ def test_running_out_of_memory_halves_the_micro_batches_and_says_so(
     scores, limit = policy.token_scores, 600
 
     def cramped(batch: TokenBatch, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        if batch.ids.numel() > limit:
+        if batch.tokens > limit:
             raise MemoryError
         return scores(batch, *arguments)
 
     policy.token_scores = cramped  # type: ignore[method-assign]
-    request = SftStepRequest(examples=(EXAMPLE,) * 60, learning_rate=1e-3)
+    user, assistant = EXAMPLE.messages
+    examples = tuple(
+        SftExample(messages=(ChatMessage(role="user", content=f"{n} {user.content}"), assistant))
+        for n in range(60)
+    )
+    request = SftStepRequest(examples=examples, learning_rate=1e-3)
     reply = worker.handle(request)
     assert isinstance(reply, MetricsReply)
     assert reply.values["micro_batch_tokens"] == 512

@@ -202,6 +202,7 @@ async def _execute(job: Job, say: _Say) -> JobResult:
 
 
 def _finish(plan: Plan, ablation: Ablation) -> dict[str, Any]:
-    from krill_tui.engine.ablate import write_reports
+    from krill_tui.engine.ablate import write_curves, write_reports
 
+    write_curves(plan, ablation.results)
     return write_reports(plan, ablation.results)

@@ -7,14 +7,14 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from krill_tui.cli.options import Display, Options
-from krill_tui.errors import DataError
+from krill_tui.errors import DataError, UsageError
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 
@@ -90,12 +90,26 @@ def replay(options: Options, name: RunArgument) -> None:
 
 def report(
     options: Options,
-    name: RunArgument,
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Name of a run, or its folder; several with --svg.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            "--svg", help="Write the curves of the runs, one over the other, into this file instead."
+        ),
+    ] = None,
 ) -> None:
-    """Print the report of a run."""
+    """Print the report of a run, or draw the curves of several."""
     from krill_tui.engine.run_store import existing_run
 
+    if svg is not None:
+        _write_curves([existing_run(name) for name in names], svg)
+        return
+    if len(names) > 1:
+        raise UsageError("a report is of one run", hint="--svg FILE draws the curves of several")
+    [name] = names
     if as_json:
         print(json.dumps(_report_facts(existing_run(name) / "events.jsonl"), indent=1))
         return
@@ -107,6 +121,18 @@ def report(
             f"run '{path.parent.name}' has no report yet", hint="a completed run has one"
         ) from None
     sys.stdout.write(text)
+
+
+def _write_curves(folders: Sequence[Path], path: Path) -> None:
+    from krill_tui.engine.curves import curves_svg, read_curves
+    from krill_tui.files import write_atomically
+
+    runs = [read_curves(folder / "events.jsonl") for folder in folders]
+    if not any(run.curves for run in runs):
+        raise DataError("no step of these runs is in their journals yet: there is nothing to draw")
+    names = ", ".join(run.name for run in runs)
+    write_atomically(path, curves_svg({run.name: [run] for run in runs}, names))
+    print(f"wrote {path}")
 
 
 def _report_facts(journal: Path) -> dict[str, object]:
@@ -126,6 +152,19 @@ def _report_facts(journal: Path) -> dict[str, object]:
         "skills": len(state.skills),
         "evaluations": {stage: e.model_dump(mode="json") for stage, e in state.evaluations.items()},
         "validations": [v.model_dump(mode="json") for v in state.validations],
+        "evolution": [
+            {
+                **view.event.model_dump(mode="json"),
+                "skills": {id_: skill.model_dump(mode="json") for id_, (skill, _) in view.skills.items()},
+                "reasons": {id_: reason for id_, (_, reason) in view.skills.items()},
+                "effects": {
+                    name: {"before": before.rate, "after": after.rate, "step": view.next.step}
+                    for name, (before, after) in view.effects().items()
+                    if view.next
+                },
+            }
+            for view in state.evolutions
+        ],
         "phases": [{"title": v.title, "seconds": v.seconds, "summary": v.summary} for v in phases],
     }
 

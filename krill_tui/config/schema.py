@@ -91,6 +91,10 @@ class TeacherConfig(Settings):
     """Seconds a call may take."""
     max_retries: int = Field(default=6, ge=0, le=100)
     """Retries of a transient fault."""
+    trajectory_tokens: int = Field(default=6000, ge=100)
+    """Budget of one episode in a distillation prompt; the middle of a longer one is left out, and that is said."""
+    evolve_tokens: int = Field(default=24000, ge=100)
+    """Budget of all failures in an evolution prompt: as many whole episodes as fit, worst category first."""
 
 
 class SftConfig(Settings):

@@ -33,6 +33,7 @@ from pydantic import ValidationError
 from krill_tui import paths
 from krill_tui.config.load import merge, public_dict
 from krill_tui.config.schema import KrillConfig
+from krill_tui.engine.curves import RateRow, RunCurves, curves_svg, rates_svg, read_curves
 from krill_tui.engine.evaluate import mcnemar_exact, newcombe_paired, wilson
 from krill_tui.engine.report import percent
 from krill_tui.engine.run_store import run_path
@@ -658,6 +659,10 @@ def compare(own: Mapping[int, Sequence[Game]], others: Mapping[int, Sequence[Gam
     }
 
 
+def _as_rate(facts: Mapping[str, Any]) -> Rate:
+    return Rate(wins=facts["wins"], episodes=facts["games"], low=facts["low"], high=facts["high"])
+
+
 def _rate(wins: Sequence[bool]) -> dict[str, float]:
     rate = wilson(sum(wins), len(wins))
     return {"wins": rate.wins, "games": rate.episodes, "rate": rate.rate, "low": rate.low, "high": rate.high}
@@ -709,16 +714,14 @@ def _success_table(rows: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> l
     heads += ["steps of wins", "valid actions", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for entry in rows:
-        overall = entry["overall"]
-        rate = Rate(wins=overall["wins"], episodes=overall["games"], low=overall["low"], high=overall["high"])
         steps = f"{entry['steps_of_wins']:.1f}" if entry["steps_of_wins"] is not None else "-"
         cells = [
             entry["condition"],
-            percent(rate),
+            percent(_as_rate(entry["overall"])),
             *(_short(entry["seeds"].get(seed)) for seed in seeds),
             *(_short(entry["categories"].get(category)) for category in categories),
             steps,
-            f"{entry['valid_actions']:.1%}",
+            f"{100 * entry['valid_actions']:.1f} %",
             f"{entry['seconds'] / 60:.1f} ({entry['seconds_with_shared'] / 60:.1f})",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -754,9 +757,32 @@ def _p(compared: Mapping[str, Any] | None) -> str:
     return "< 0.001" if compared["p"] < 0.001 else f"{compared['p']:.3f}"
 
 
+def write_curves(plan: Plan, results: Mapping[str, JobResult]) -> None:
+    """Write `curves.svg`: the course of all that was trained, a colour for each condition."""
+    groups: dict[str, list[RunCurves]] = {}
+    for job in plan_jobs(plan):
+        if job.run in results and {"sft", "rl"} & set(job.stages):
+            run = read_curves(run_path(job.run) / "events.jsonl", job.label)
+            groups.setdefault(job.condition, []).append(run)
+    if groups:
+        ordered = {name: groups[name] for name in REPORTED if name in groups}
+        seeds = ", ".join(map(str, plan.seeds))
+        write_atomically(plan.folder / "curves.svg", curves_svg(ordered, f"{plan.name}: seeds {seeds}"))
+
+
 def write_reports(plan: Plan, results: Mapping[str, JobResult]) -> dict[str, Any]:
-    """Write `report.json` and `report.md` into the ablation's folder; returns the facts."""
+    """Write `report.json`, `report.md` and `success.svg` into the ablation's folder; returns the facts."""
     facts = report(plan, results)
+    rows = [
+        RateRow(
+            entry["condition"] + (", free text" if entry["free"] else ""),
+            _as_rate(entry["overall"]),
+            [seed["rate"] for seed in entry["seeds"].values()],
+        )
+        for entry in facts["conditions"]
+    ]
+    title = f"{plan.name}: success with 95 % intervals (small dots: seeds)"
+    write_atomically(plan.folder / "success.svg", rates_svg(rows, title))
     write_atomically(plan.folder / "report.json", json.dumps(facts, indent=1) + "\n")
     write_atomically(plan.folder / "report.md", report_markdown(facts))
     return facts

@@ -98,7 +98,11 @@ def build_teacher(config: KrillConfig, store: RunStore) -> Teacher:
         max_retries=teacher.max_retries,
         concurrency=teacher.concurrency,
     )
-    return LLMTeacher(RememberingChat(chat, store.path / "teacher_replies.jsonl"))
+    return LLMTeacher(
+        RememberingChat(chat, store.path / "teacher_replies.jsonl"),
+        trajectory_tokens=teacher.trajectory_tokens,
+        evolve_tokens=teacher.evolve_tokens,
+    )
 
 
 def build_program_policy(config: KrillConfig, source: TaskSource) -> Policy | None:

@@ -214,6 +214,10 @@ def sync_bank_events(ctx: RunContext) -> None:
         else:
             ctx.emit(
                 ev.SkillChanged(
-                    skill=change.after, change=change.kind, author=change.author, bank_version=change.version
+                    skill=change.after,
+                    change=change.kind,
+                    author=change.author,
+                    reason=change.reason,
+                    bank_version=change.version,
                 )
             )

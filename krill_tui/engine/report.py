@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from krill_tui.engine.state import RunState
+from krill_tui.engine.state import EvolutionView, RunState
 from krill_tui.events.schema import Evaluated, Rate
 from krill_tui.files import write_atomically
+from krill_tui.skills.text import markdown_text
 
+TEXT_SHOWN = 4000
+"""Characters of a teacher's prompt or reply in a report."""
 STAGES = {"base": "base", "sft": "after SFT", "rl": "after RL", "eval": "evaluation"}
 
 
@@ -21,6 +24,45 @@ def result_rows(state: RunState) -> list[tuple[str, Evaluated]]:
     return [
         (title, state.evaluations[stage]) for stage, title in STAGES.items() if stage in state.evaluations
     ]
+
+
+def _evolution_lines(view: EvolutionView) -> list[str]:
+    """One cycle: what failed, what was read, what changed and why, and the categories at the next validation."""
+    event = view.event
+    failing = ", ".join(f"{c} {percent(event.rates[c])}" for c in event.failing if c in event.rates)
+    lines = [f"### Cycle {event.cycle}, step {event.step}", "", f"- failing: {failing or 'none'}"]
+    if event.failures:
+        lines.append(
+            f"- failures read: {len(event.failures)} ({', '.join(map(markdown_text, event.failures))})"
+        )
+    for id_ in event.accepted:
+        skill, reason = view.skills.get(id_, (None, ""))
+        if skill is None:
+            lines.append(f"- changed: {id_}")
+            continue
+        change = f"refined (version {skill.version})" if skill.version > 1 else "added"
+        why = f"; because: {markdown_text(reason)}" if reason else ""
+        lines.append(f"- {change}: {id_} ({markdown_text(skill.tier)}) {markdown_text(skill.principle)}{why}")
+    lines += [f"- refused: {markdown_text(line)}" for line in event.refused]
+    if event.reason:
+        lines.append(f"- {markdown_text(event.reason)}")
+    if effects := view.effects():
+        assert view.next is not None
+        lines += ["", f"| category | at step {event.step} | at step {view.next.step} |", "|---|---|---|"]
+        lines += [f"| {markdown_text(c)} | {percent(b)} | {percent(a)} |" for c, (b, a) in effects.items()]
+    for title, text in (("The teacher's prompt:", event.prompt), ("Its reply:", event.reply)):
+        if text:
+            lines += ["", title, "", *_quoted(text)]
+    return [*lines, ""]
+
+
+def _quoted(text: str) -> list[str]:
+    """As an indented block, which no text can end; a long one is cut, and it says where all of it is."""
+    shown = text[:TEXT_SHOWN]
+    lines = ["    " + "".join(c for c in line if c.isprintable()) for line in shown.splitlines()]
+    if len(text) > TEXT_SHOWN:
+        lines.append(f"    [{len(text) - TEXT_SHOWN} more characters: krill report RUN --json has all of it]")
+    return lines
 
 
 def write_report(state: RunState, path: Path) -> None:
@@ -63,7 +105,7 @@ def write_report(state: RunState, path: Path) -> None:
         lines += ["## Validation on the evolve split", ""]
         lines += [f"- step {v.step}: {percent(v.overall)}" for v in state.validations]
         lines.append("")
-    evolved = [line.text for line in state.log if line.kind == "evolved"]
-    if evolved:
-        lines += ["## Evolution", "", *(f"- {text}" for text in evolved), ""]
+    if state.evolutions:
+        lines += ["## Evolution", ""]
+        lines += [line for view in state.evolutions for line in _evolution_lines(view)]
     write_atomically(path, "\n".join(lines))

@@ -85,6 +85,23 @@ class LogLine:
     event: ev.Event
 
 
+@dataclass(slots=True)
+class EvolutionView:
+    """One evolution cycle, and what became of the categories it was about."""
+
+    event: ev.Evolved
+    skills: dict[str, tuple[Skill, str]]
+    """By id: the new or refined skills as they were then, and the reason given for each."""
+    next: ev.Validated | None = None
+    """The validation after it; RL went on in between."""
+
+    def effects(self) -> dict[str, tuple[ev.Rate, ev.Rate]]:
+        """Failing category to its rate in this cycle's validation and in the next; empty before that."""
+        after = self.next.categories if self.next else {}
+        rates = self.event.rates
+        return {c: (rates[c], after[c]) for c in self.event.failing if c in rates and c in after}
+
+
 @dataclass
 class RunState:
     """Everything a screen needs of one run."""
@@ -119,6 +136,9 @@ class RunState:
     evolved_at: int = -1
     """RL step of the newest evolution cycle."""
     evolution_cycle: int = 0
+    evolutions: list[EvolutionView] = field(default_factory=list)
+    changed: dict[str, tuple[Skill, str]] = field(default_factory=dict)
+    """Skills that were added or changed since the newest evolution, each with the reason given."""
     worker: ev.WorkerStarted | None = None
 
     def apply(self, event: ev.Event) -> None:
@@ -230,12 +250,14 @@ def _episode_finished(state: RunState, event: ev.EpisodeFinished) -> None:
 
 def _skill_added(state: RunState, event: ev.SkillAdded) -> None:
     state.skills[event.skill.id] = event.skill
+    state.changed[event.skill.id] = (event.skill, event.reason)
     state.bank_version = event.bank_version
     state.add_log("added", f"+ {event.skill.id} {event.skill.name}", event)
 
 
 def _skill_changed(state: RunState, event: ev.SkillChanged) -> None:
     state.skills[event.skill.id] = event.skill
+    state.changed[event.skill.id] = (event.skill, event.reason)
     state.bank_version = event.bank_version
     state.add_log(
         "changed", f"~ {event.skill.id} {event.skill.name}: {event.change} by {event.author}", event
@@ -272,7 +294,14 @@ def _validated(state: RunState, event: ev.Validated) -> None:
     state.add_point("validation/success", event.step, event.overall.rate)
     for category, rate in event.categories.items():
         state.add_point(f"validation/{category}", event.step, rate.rate)
-    state.add_log("validated", f"step {event.step}: {_percent(event.overall)} on the evolve split", event)
+    text = f"step {event.step}: {_percent(event.overall)} on the evolve split"
+    for view in state.evolutions:
+        if view.next is None and event.step > view.event.step:
+            view.next = event
+            if view.event.accepted and (effects := view.effects()):
+                told = ", ".join(f"{c} {b.rate:.0%} → {a.rate:.0%}" for c, (b, a) in effects.items())
+                text += f"; since cycle {view.event.cycle}: {told}"
+    state.add_log("validated", text, event)
 
 
 def _evaluated(state: RunState, event: ev.Evaluated) -> None:
@@ -283,6 +312,9 @@ def _evaluated(state: RunState, event: ev.Evaluated) -> None:
 def _evolved(state: RunState, event: ev.Evolved) -> None:
     state.evolved_at = event.step
     state.evolution_cycle = event.cycle
+    skills = {id_: state.changed[id_] for id_ in event.accepted if id_ in state.changed}
+    state.evolutions.append(EvolutionView(event, skills))
+    state.changed.clear()
     if event.accepted:
         text = f"cycle {event.cycle}: {', '.join(event.failing)} → {_gained(state, event.accepted)}"
     else:

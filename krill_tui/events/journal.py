@@ -68,7 +68,7 @@ def read_journal(path: Path) -> Iterator[Event]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield _parse(line, path, number)
+            yield parse_event(line, path, number)
 
 
 class JournalFollower:
@@ -91,12 +91,17 @@ class JournalFollower:
         events: list[Event] = []
         for line in data[:end].splitlines():
             self._line += 1
-            events.append(_parse(line, self.path, self._line))
+            events.append(parse_event(line, self.path, self._line))
         self._offset += end
         return events
 
 
-def _parse(line: bytes, path: Path, number: int) -> Event:
+def parse_event(line: bytes, path: Path, number: int) -> Event:
+    """One line of a journal.
+
+    Raises:
+        DataError: it is no event; names `path` and the line's `number`.
+    """
     try:
         return event_adapter.validate_json(line)
     except ValidationError as error:

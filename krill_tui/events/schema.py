@@ -153,6 +153,7 @@ class SkillChanged(BaseEvent):
     skill: Skill
     change: str
     author: str
+    reason: str = ""
     bank_version: int
 
 

@@ -151,7 +151,7 @@ async def evolve(
     return EvolveReport(
         rates=rates,
         failing=failing,
-        chosen=tuple(trajectory.id for trajectory in failures),
+        chosen=tuple(t.id for t in failures) if result.read is None else result.read,
         prompt=result.prompt,
         reply=result.reply,
         accepted=tuple(accepted),

@@ -103,7 +103,7 @@ class LLMTeacher:
         if not failures:
             return EvolveResult()
         categories = _categories(failures[0].env, failures, bank_skills)
-        messages = evolve_messages(
+        messages, ids = evolve_messages(
             failures,
             category_rates,
             bank_skills,
@@ -111,14 +111,13 @@ class LLMTeacher:
             max_new_skills=max_new_skills,
             token_budget=self._evolve_tokens,
         )
-        ids = tuple(trajectory.id for trajectory in failures)
         call, taught = await self._ask("evolve", ids, messages)
         if on_call is not None:
             on_call(call)
         worst = min(category_rates, key=lambda name: (category_rates[name], name), default="")
         fallback = failures[0].category or worst
         proposals = [_proposal(skill, SkillKind.LESSON, categories, fallback, ids) for skill in taught]
-        return EvolveResult(tuple(proposals), call.prompt, call.reply, call.error)
+        return EvolveResult(tuple(proposals), call.prompt, call.reply, call.error, read=ids)
 
     async def close(self) -> None:
         await self._chat.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from krill_tui.models.base import Message
@@ -71,23 +73,45 @@ def evolve_messages(
     *,
     max_new_skills: int,
     token_budget: int,
-) -> list[Message]:
-    """Ask what is missing from the bank: S_new = M_T(T_val-, SkillBank)."""
+) -> tuple[list[Message], tuple[str, ...]]:
+    """Ask what is missing from the bank: S_new = M_T(T_val-, SkillBank).
+
+    Returns the messages, and the ids of the failures that are in them: as many whole episodes as `token_budget`
+    holds, in their order. What has no room is left out, and the prompt says so; only where not one fits whole is the
+    first one cut.
+    """
     rates = "\n".join(f"- {name}: {rate:.0%}" for name, rate in sorted(category_rates.items()))
     bank = "\n".join(
         f"- [{skill.id}] ({skill.tier}) {skill.name}: {skill.principle}" for skill in bank_skills
     )
-    share = token_budget // max(len(failures), 1)
+    shown = _whole_episodes(failures, token_budget)
+    left = Counter(t.category or "unknown" for t in failures if t.id not in shown)
+    told = ", ".join(f"{name} {count}" for name, count in left.items())
     parts = [
         "The agent had the skills below in view and still fails. Success by category of task:\n" + rates,
         "The bank:\n" + (bank or "(empty)"),
         "Failed episodes:",
-        *(render_trajectory(trajectory, share) for trajectory in failures),
+        *shown.values(),
+        *([f"Left out for want of room: {left.total()} more failed episodes ({told})."] if left else []),
         f"Suggest at most {max_new_skills} skills that would have turned these failures: new ones for what the"
         " bank does not say, or better versions of skills that misled. Suggest none rather than a repetition.",
         _FORM.format(categories=_listed(categories)) + _REFINE_FIELDS,
     ]
-    return _conversation(failures[0].env if failures else "alfworld", parts)
+    return _conversation(failures[0].env if failures else "alfworld", parts), tuple(shown)
+
+
+def _whole_episodes(failures: Sequence[Trajectory], token_budget: int) -> dict[str, str]:
+    """Id to text of those that fit whole, one after the other; else the first one, cut."""
+    room = token_budget * CHARACTERS_PER_TOKEN
+    shown: dict[str, str] = {}
+    for trajectory in failures:
+        text = render_trajectory(trajectory, sys.maxsize)
+        if len(text) <= room:
+            shown[trajectory.id] = text
+            room -= len(text)
+    if not shown and failures:
+        shown[failures[0].id] = render_trajectory(failures[0], token_budget)
+    return shown
 
 
 def complaint(problem: str) -> str:

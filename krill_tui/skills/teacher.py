@@ -54,6 +54,8 @@ class EvolveResult:
     prompt: str = ""
     reply: str = ""
     error: str | None = None
+    read: tuple[str, ...] | None = None
+    """Ids of the failures it really saw, where that is not all of them."""
 
 
 class Teacher(Protocol):

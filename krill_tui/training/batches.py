@@ -1,13 +1,15 @@
-"""Micro-batches: sequences of similar length, padded on the right, up to a budget of tokens."""
+"""Micro-batches up to a budget of tokens: packed (`packing.py`), or of similar length and padded on the right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from krill_tui.training.packing import Pack, new_tokens, pack
 from krill_tui.training.tokens import MaskedTokens
 
 
@@ -29,10 +31,28 @@ class TokenBatch:
     """`[M]` which of the N were chosen among some ids only."""
     choices: Tensor
     """`[M, A]` those ids, padded with -1."""
+    pack: Pack | None = None
+    """The same sequences in one row, each up to its last token to score."""
+    before: Tensor | None = None
+    """`[N]` where in that row the token before each token to score is."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a pass over this batch computes."""
+        return self.ids.numel() if self.pack is None else self.pack.ids.numel()
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on a device."""
-        return TokenBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {k: part.to(device) for k, part in parts.items() if part is not None}
+        return TokenBatch(**moved)
+
+
+def split(sequences: Sequence[MaskedTokens], budget: int, *, packed: bool) -> list[list[int]]:
+    """Group sequences into micro-batches of at most `budget` tokens; gives lists of indices."""
+    if packed:
+        return split_for_packing(sequences, budget)
+    return split_by_tokens([len(sequence.ids) for sequence in sequences], budget)
 
 
 def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -52,6 +72,28 @@ def split_by_tokens(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return groups
 
 
+def split_for_packing(sequences: Sequence[MaskedTokens], budget: int) -> list[list[int]]:
+    """Group sequences into micro-batches that pack to about `budget` tokens at most.
+
+    Sequences that begin with the same tokens come together. A sequence counts with what it adds to the row, at least
+    with the tokens to score, whose logits are its own. Gives lists of indices; input order plays no part.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: sequences[i].ids)
+    groups: list[list[int]] = []
+    room = 0
+    before: tuple[int, ...] | None = None
+    for index in order:
+        ids, own = sequences[index].ids, sum(sequences[index].mask)
+        size = max(new_tokens(before, ids), own)
+        if not groups or size > room:
+            groups.append([])
+            room, size = budget, len(ids)
+        groups[-1].append(index)
+        room -= size
+        before = ids
+    return groups
+
+
 def pad(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype) -> Tensor:
     """Right-pad rows with 0 to `[len(rows), width]`."""
     padded = torch.zeros(len(rows), width, dtype=dtype)
@@ -60,8 +102,8 @@ def pad(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype) -> Tens
     return padded
 
 
-def make_batch(sequences: Sequence[MaskedTokens]) -> TokenBatch:
-    """Pad sequences to the longest of them."""
+def make_batch(sequences: Sequence[MaskedTokens], *, packed: bool = False) -> TokenBatch:
+    """Pad sequences to the longest of them; `packed` lays them out in one row as well."""
     width = max(len(sequence.ids) for sequence in sequences)
     rows: list[int] = []
     columns: list[int] = []
@@ -81,6 +123,18 @@ def make_batch(sequences: Sequence[MaskedTokens]) -> TokenBatch:
     table = torch.tensor([[*a, *[-1] * (most - len(a))] for a in choices], dtype=torch.int64)
     ids = pad([sequence.ids for sequence in sequences], width, torch.int64)
     row_index, column_index = torch.tensor(rows, dtype=torch.int64), torch.tensor(columns, dtype=torch.int64)
+    packing: Pack | None = None
+    before: Tensor | None = None
+    if packed:
+        last = [0] * len(sequences)
+        for index, column in zip(rows, columns, strict=True):
+            last[index] = column
+        packing = pack([sequence.ids[:end] for sequence, end in zip(sequences, last, strict=True)])
+        places = [packing.index(index) for index in range(len(sequences))]
+        before = torch.tensor(
+            [places[index][column - 1] for index, column in zip(rows, columns, strict=True)],
+            dtype=torch.int64,
+        )
     return TokenBatch(
         ids=ids,
         mask=pad([sequence.mask for sequence in sequences], width, torch.float32),
@@ -89,4 +143,6 @@ def make_batch(sequences: Sequence[MaskedTokens]) -> TokenBatch:
         targets=ids[row_index, column_index],
         choice_rows=torch.tensor(choice_rows, dtype=torch.int64),
         choices=table.view(len(choices), most),
+        pack=packing,
+        before=before,
     )

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
-from krill_tui.training.batches import TokenBatch, make_batch, pad, split_by_tokens
+from krill_tui.training.batches import TokenBatch, make_batch, pad, split
 from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
@@ -66,10 +66,13 @@ def grpo_step(
     tally = _Tally()
     first: dict[int, Tensor] = {}
     done = 0
+    packed = trainer.policy.packable
+    computed = 0
     learning = [i for i, count in enumerate(own) if count]
-    for positions in split_by_tokens([lengths[i] for i in learning], trainer.token_budget):
+    for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
         group = [learning[position] for position in positions]
-        batch = make_batch([sequences[i] for i in group]).to(trainer.policy.device)
+        batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
+        computed += batch.tokens
         weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
         old = [old_logprobs[i] for i in group] if old_logprobs else None
         scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
@@ -82,6 +85,7 @@ def grpo_step(
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
     metrics["num_tokens"] = float(sum(lengths))
+    metrics["computed_tokens"] = float(computed)
     metrics["policy_tokens"] = float(sum(own))
     metrics["training_tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
     return metrics

@@ -15,12 +15,18 @@ from transformers import AutoModelForCausalLM
 
 from krill_tui.errors import ModelError
 from krill_tui.training.batches import TokenBatch
+from krill_tui.training.lora import MergedLinear
+from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, pack
 from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
 
 Adapter = Literal["policy", "reference"]
 _FUSE_BELOW = 50_000_000
 """Up to this many parameters the adapter is multiplied into the weights before a pass: one product per layer instead
-of three is faster than what the full-size weight gradients cost. Above, PEFT's own layers save the memory."""
+of three. Above, PEFT's own layers save the memory."""
+
+_TOLERANCE, _COARSE_TOLERANCE = 1e-4, 5e-2
+"""How far packed hidden states may be from others, relative, in float32 and below it. Where attention leaks they are
+as far apart as unrelated ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +67,12 @@ class PolicyModel:
             self.peft.add_adapter("reference", config)
         self._layers = _lora_layers(self.peft)
         self._train_policy_only()
-        self.fused = sum(p.numel() for p in base.parameters()) <= _FUSE_BELOW
+        self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
+        small = sum(p.numel() for p in base.parameters()) <= _FUSE_BELOW
+        linear = all(type(layer.get_base_layer()) is nn.Linear for layer in self._layers.values())
+        self.fused = small and linear
         self._reference_weights: dict[str, Tensor] | None = None
+        self._packable: bool | None = None
 
     @property
     def policy_parameters(self) -> dict[str, nn.Parameter]:
@@ -99,8 +109,11 @@ class PolicyModel:
         token is the most likely one. Logits are computed at the policy's tokens only.
         """
         batch = batch.to(self.device)
-        hidden = self._hidden(batch.ids[:, :-1], adapter)
-        logits = self.base.get_output_embeddings()(hidden[batch.rows, batch.columns - 1]).float()
+        if batch.pack is not None:
+            hidden = self._hidden_packed(batch.pack, adapter)[0, batch.before]
+        else:
+            hidden = self._hidden(adapter, input_ids=batch.ids[:, :-1])[batch.rows, batch.columns - 1]
+        logits = self.base.get_output_embeddings()(hidden).float()
         if temperature not in (0.0, 1.0):
             logits = logits / temperature
         scores = score(logits, batch.targets, batch.choice_rows, batch.choices)
@@ -113,17 +126,56 @@ class PolicyModel:
         )
         return logprobs, entropies, hits * batch.mask
 
-    def _hidden(self, ids: Tensor, adapter: Adapter) -> Tensor:
+    @property
+    def packable(self) -> bool:
+        """Whether this model computes packed sequences as it does separate ones; tried out once."""
+        if self._packable is None:
+            self._packable = self._try_packing()
+        return self._packable
+
+    @torch.no_grad()
+    def _try_packing(self) -> bool:
+        """Compare both ways on a few tokens. What a short trial cannot show is read from the configuration."""
+        config = self.base.config.get_text_config()
+        if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
+            return False
+        for tree in (self.peft.get_base_model(), self._merged):
+            tree.set_attn_implementation(ATTENTION)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(int(config.vocab_size), (3, 40), generator=generator)
+        ids[:, :24] = ids[0, :24]
+        rows = [tuple(row) for row in ids.tolist()]
+        packed = pack([rows[0], rows[1][:30], rows[2]])
+        try:
+            found = self._hidden_packed(packed.to(self.device), "policy")[0]
+            expected = self._hidden("policy", input_ids=ids.to(self.device))
+            pairs = [(found[packed.index(i)], expected[i, : 30 if i == 1 else 40]) for i in range(3)]
+        except (NotPackableError, RuntimeError, TypeError, ValueError, IndexError):
+            pairs = []
+        scale = _TOLERANCE if self.base.dtype == torch.float32 else _COARSE_TOLERANCE
+        same = [bool((a - b).norm() <= scale * b.norm()) for a, b in pairs]
+        if same and all(same):
+            return True
+        for tree in (self.peft.get_base_model(), self._merged):
+            tree.set_attn_implementation("sdpa")
+        return False
+
+    def _hidden_packed(self, row: Pack, adapter: Adapter) -> Tensor:
+        """Last hidden states `[1, N, H]` of sequences in one row."""
+        mask = row.mask()
+        return self._hidden(adapter, input_ids=row.ids, position_ids=row.positions, attention_mask=mask)
+
+    def _hidden(self, adapter: Adapter, **arguments: Tensor) -> Tensor:
         """Last hidden states `[B, T, H]`. Padding stands right of everything real, so causality is mask enough."""
-        arguments = {"input_ids": ids, "use_cache": False}
         if not self.fused:
             self.peft.set_adapter(adapter)
             self._train_policy_only()
-            return self.peft.get_base_model().base_model(**arguments).last_hidden_state
-        weights = self.merged_weights("policy") if adapter == "policy" else self._merged_reference()
-        prefix = f"{self.base.base_model_prefix}."
-        inner = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-        return torch.func.functional_call(self.base.base_model, inner, (), arguments).last_hidden_state
+            return self.peft.get_base_model().base_model(**arguments, use_cache=False).last_hidden_state
+        with torch.no_grad():
+            weights = self.merged_weights("policy") if adapter == "policy" else self._merged_reference()
+        for name, layer in self._merged_layers.items():
+            layer.name, layer.weight = adapter, weights[f"{name}.weight"]
+        return self._merged.base_model(**arguments, use_cache=False).last_hidden_state
 
     def _merged_reference(self) -> dict[str, Tensor]:
         if self._reference_weights is None:
@@ -199,6 +251,15 @@ def _score_all(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]
 def _sharing_copy(base: Any) -> Any:
     """A second module tree over the same parameters, for PEFT to put its layers into."""
     return copy.deepcopy(base, {id(p): p for p in base.parameters()})
+
+
+def _with_merged_layers(base: Any, layers: dict[str, Any]) -> tuple[Any, dict[str, MergedLinear]]:
+    """Another module tree over the same parameters, in which one module each stands for an adapted layer."""
+    tree = _sharing_copy(base)
+    merged = {name: MergedLinear(layer) for name, layer in layers.items()}
+    for name, module in merged.items():
+        tree.set_submodule(name, module)
+    return tree, merged
 
 
 def _lora_layers(peft: Any) -> dict[str, Any]:

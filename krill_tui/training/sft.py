@@ -9,7 +9,7 @@ import torch
 
 from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
-from krill_tui.training.batches import make_batch, split_by_tokens
+from krill_tui.training.batches import make_batch, split
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
 
@@ -45,8 +45,9 @@ def sft_step(
     trainer.clear_gradients()
     means = MaskedMeans()
     done = 0
-    for group in split_by_tokens([len(tokens.ids) for tokens in demonstrations], trainer.token_budget):
-        batch = make_batch([demonstrations[i] for i in group]).to(trainer.policy.device)
+    packed = trainer.policy.packable
+    for group in split(demonstrations, trainer.token_budget, packed=packed):
+        batch = make_batch([demonstrations[i] for i in group], packed=packed).to(trainer.policy.device)
         with torch.set_grad_enabled(update):
             logprobs, entropies, hits = trainer.policy.token_scores(batch)
             loss = -(logprobs * batch.mask).sum() / own
