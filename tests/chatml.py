@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -39,12 +40,8 @@ def chatml_tokenizer(vocab: int = 500) -> Qwen2Tokenizer:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    fast = Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
-        unk_token=None,
-        clean_up_tokenization_spaces=False,
-    )
+    trained: dict[str, Any] = {"vocab": model["vocab"], "merges": [tuple(pair) for pair in model["merges"]]}
+    fast = Qwen2Tokenizer(**trained, clean_up_tokenization_spaces=False)
     fast.add_special_tokens(
         {
             "eos_token": "<|im_end|>",
@@ -61,7 +58,6 @@ def build_chatml_model(folder: Path, context: int = 2048) -> Path:
     tokenizer = chatml_tokenizer()
     torch.manual_seed(0)
     model = build_model(len(tokenizer), 32, layers=2, heads=4, kv_heads=2, mlp=64, context=context)
-    model.config.eos_token_id = tokenizer.eos_token_id
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(10)
     tokenizer.save_pretrained(folder)
