@@ -236,7 +236,12 @@ async def evaluate(
 def _settings_key(config: KrillConfig) -> str:
     """Six letters that differ where two configs ask different things of a policy; speed is no difference."""
     asked = config.model_dump(mode="json", include={"env", "policy", "skill_retrieval"})
-    del asked["env"]["concurrency"], asked["policy"]["threads"], asked["policy"]["device"]
+    del asked["env"]["concurrency"]
+    for name in (
+        *("threads", "device", "processes", "accelerate_config"),
+        *("micro_batch_tokens", "gradient_checkpointing"),
+    ):
+        del asked["policy"][name]
     return hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=3).hexdigest()
 
 
