@@ -21,6 +21,7 @@ from krill_tui.envs.alfworld.expert import AlfworldExpert, usual_places
 from krill_tui.envs.alfworld.game import GameData
 from krill_tui.envs.alfworld.text import STATION, TREATMENT, Treatment, parse_task
 from krill_tui.envs.alfworld.worlds import Household, WorldSize
+from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
 from krill_tui.skill import Skill
 from krill_tui.skills.text import Station
@@ -41,6 +42,8 @@ BEGINNER = {"lookup": 0.7, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 
 _WANDER = 0.75
 """Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
 _ANYTHING = 0.1
+_FUMBLES = 0.25
+"""Impossible actions, as a share of the vague ones."""
 
 _PROCEDURES = {
     "Pick": "put: take it, then put it",
@@ -97,7 +100,7 @@ def draw_modes(rng: Random) -> Prompted:
     """Independent of each other, so that neither says anything about the other."""
     modes: tuple[SkillMode, ...] = ("right", "irrelevant", "none", "wrong")
     return Prompted(
-        rng.choices(modes, (0.62, 0.14, 0.12, 0.12))[0], rng.choices(modes, (0.64, 0.0, 0.2, 0.16))[0]
+        rng.choices(modes, (0.5, 0.12, 0.26, 0.12))[0], rng.choices(modes, (0.58, 0.0, 0.26, 0.16))[0]
     )
 
 
@@ -212,7 +215,11 @@ def play_expert(
         if expert.last_hint in hints:
             thought = quote(hints[expert.last_hint][1])
         kind, weight = step_kind(thought), (weights.reply, weights.reply)
-        if rng.random() < (noise if isinstance(noise, (int, float)) else noise[kind]):
+        share = noise if isinstance(noise, (int, float)) else noise[kind]
+        if rng.random() < share * _FUMBLES:
+            # Never a target; what follows is how one goes on when nothing happened.
+            action, kind, weight = fumble(rng, result), "", (0.0, 0.0)
+        elif rng.random() < share:
             thought, action = rng.choice(VAGUE), wander(rng, result.admissible)
             kind, weight = "", (weights.vague_thought, weights.vague_action)
         example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
@@ -226,6 +233,22 @@ def play_expert(
         example.weights.append((weights.observation, weights.observation))
         example.kinds.append("")
     return example
+
+
+def fumble(rng: Random, result: StepResult) -> str:
+    """An action that is not possible: going where one is, taking what is not here, opening what does not open."""
+    here = [action.removeprefix("examine ") for action in result.admissible if action.startswith("examine ")]
+    place = f"{rng.choice(_all_places())} {rng.choice((1, 1, 2, 3))}"
+    thing = f"{rng.choice(sorted(usual_places()))} 1"
+    actions = [f"take {thing} from {place}", f"go to {place}", f"open {place}"]
+    for name in here:
+        actions += [
+            f"go to {name}",
+            f"go to {name}",
+            f"take {thing} from {name}",
+            f"take {thing} from {name}",
+        ]
+    return rng.choice([action for action in actions if action not in result.admissible] or ["wait"])
 
 
 def wander(rng: Random, admissible: Sequence[str]) -> str:

@@ -281,7 +281,7 @@ class Run:
     def _step(self, stage: str, done: float, rate: float) -> tuple[float, float]:
         options = self.options
         if not self.batches:
-            if stage == "base":
+            if stage == "base" and not options.resume:
                 # Short lists first, and almost nothing else; large worlds and the shop once reading works.
                 mix = Mix(
                     drills=max(options.drills, min(0.9, 1.0 - 5 * done)),
@@ -291,7 +291,8 @@ class Run:
                 )
             else:
                 vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
-                mix = Mix(drills=options.drills, full=FULL, shop=options.shop, weak=vague)
+                weak = vague if stage == "weak" else None
+                mix = Mix(drills=options.drills, full=FULL, shop=options.shop, weak=weak)
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ASSETS))
 # Scripts beside the package, not part of it.
 tiny_episodes: Any = importlib.import_module("tiny_episodes")
 tiny_measure: Any = importlib.import_module("tiny_measure")
+tiny_purchases: Any = importlib.import_module("tiny_purchases")
 train_krill_tiny: Any = importlib.import_module("train_krill_tiny")
 
 UNSEEN = range(7_000_000, 8_000_000)
@@ -53,8 +55,9 @@ def test_the_shipped_folder_is_small_and_within_the_promised_shape(policy: Polic
     size = sum(path.stat().st_size for path in folder.iterdir())
     config = policy.base.config
     assert size < 16_000_000
+    assert config.model_type == "qwen2"
     assert not list(folder.glob("*.bin"))
-    assert 900_000 <= sum(p.numel() for p in policy.base.parameters()) <= 3_000_000
+    assert 1_000_000 <= sum(p.numel() for p in policy.base.parameters()) <= 3_000_000
     assert (config.max_position_embeddings, config.vocab_size <= 1024) == (2048, True)
 
 
@@ -94,7 +97,7 @@ def test_unconstrained_replies_keep_the_format_and_mostly_name_what_is_possible(
         Sampler(policy), UNSEEN, "right", 24, constrained=False, limit=12
     )
     assert facts["unparsed"] <= 0.05
-    assert facts["invalid"] <= 0.4
+    assert facts["invalid"] <= 0.15
 
 
 def test_it_is_a_beginner_who_wins_some_unseen_worlds_and_loses_most(policy: PolicyModel) -> None:
@@ -106,7 +109,7 @@ def test_it_is_a_beginner_who_wins_some_unseen_worlds_and_loses_most(policy: Pol
 def test_drawing_the_same_seed_twice_gives_the_same_training_text() -> None:
     def text() -> list[Any]:
         rng = tiny_episodes.Random(5)
-        episode = tiny_episodes.draw_episode(rng, UNSEEN, "right", tiny_episodes.BEGINNER)
+        episode = tiny_episodes.draw_episode(rng, UNSEEN, tiny_episodes.draw_modes(rng), tiny_episodes.BEGINNER)
         return [*episode.messages, *tiny_episodes.draw_drill(rng).messages]
 
     assert text() == text()
@@ -116,14 +119,26 @@ def test_an_expert_episode_quotes_the_right_skill_for_what_the_task_needs() -> N
     rng = tiny_episodes.Random(1)
     lookups = 0
     for _ in range(20):
-        example = tiny_episodes.draw_episode(rng, UNSEEN, "right", 0.0)
+        example = tiny_episodes.draw_episode(rng, UNSEEN, tiny_measure.asked("right"), 0.0)
         system = str(example.messages[0]["content"]).splitlines()
+        quotes = [re.sub(r" \(.*\)", "", line) for line in system]
         for message, kind in zip(example.messages, example.kinds, strict=True):
             if kind == "lookup":
                 lookups += 1
                 thought = str(message["content"]).partition("</think>")[0].removeprefix("<think>")
-                assert thought in system
+                assert thought in quotes
     assert lookups >= 20
+
+
+def test_a_purchase_fits_into_the_context_and_shows_pages_in_lower_case() -> None:
+    rng = tiny_episodes.Random(3)
+    for _ in range(5):
+        example = tiny_purchases.draw_purchase(rng, range(7_000_000, 7_000_001))
+        pages = [str(m["content"]) for m in example.messages if m["role"] == "user"]
+        assert len(example.messages) >= 7
+        for page in pages:
+            said, _, task = page.partition("\nTask: ")
+            assert task and said == said.lower() and "[sep]" not in said
 
 
 def test_training_writes_a_model_that_resuming_goes_on_with(
@@ -131,7 +146,7 @@ def test_training_writes_a_model_that_resuming_goes_on_with(
 ) -> None:
     monkeypatch.setattr(train_krill_tiny.Run, "check", lambda self: None)
     whole = train_krill_tiny.corpus
-    monkeypatch.setattr(train_krill_tiny, "corpus", lambda rng: whole(rng, episodes=5))
+    monkeypatch.setattr(train_krill_tiny, "corpus", lambda rng: whole(rng, episodes=12))
     script = "train_krill_tiny.py"
     first, second = str(tmp_path / "first"), str(tmp_path / "second")
     monkeypatch.setattr(sys, "argv", [script, "--out", first, "--minutes", "0.02", "--batch", "300"])
