@@ -6,7 +6,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
     # The embedded default: no network, no key, no download, minutes on two CPU cores.
     "tiny": {
-        "env": {"backend": "builtin", "world_size": "small", "max_steps": 16},
+        "env": {"backend": "builtin", "world_size": "small", "max_steps": 14},
         "policy": {
             "kind": "local",
             # One thread: the sums do not depend on how many cores there are, and one is left for the screen.
@@ -16,17 +16,22 @@ PRESETS: dict[str, dict[str, object]] = {
             "list_admissible": False,
         },
         "teacher": {"kind": "builtin"},
-        "collect": {"episodes": 64},
+        "collect": {"episodes": 40},
         # A short cold start, so that there is something left for RL.
         "sft": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "num_examples": 64},
         "rl": {
             "learning_rate": 1e-3,
-            "training_epochs": 30,
+            "training_epochs": 20,
             "invalid_action_penalty": 0.02,
             "max_prompt_length": 1900,
             "max_response_length": 48,
         },
         "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 4},
-        "evolution": {"validation_interval": 6, "evolution_threshold": 0.7, "episodes": 48},
+        "evolution": {
+            "validation_interval": 4,
+            "evolution_threshold": 0.75,
+            "max_new_skills": 4,
+            "episodes": 48,
+        },
     },
 }
