@@ -16,11 +16,15 @@ from krill_tui.engine.reinforce import validate_and_evolve
 from krill_tui.engine.report import TEXT_SHOWN, write_report
 from krill_tui.engine.session import Session
 from krill_tui.engine.state import RunState
+from krill_tui.envs.alfworld.expert import AlfworldExpert
+from krill_tui.envs.alfworld.text import STATION, TREATMENT, TaskGoal, object_type
+from krill_tui.envs.alfworld.worlds import household
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import read_journal
 from krill_tui.models.base import Policy
 from krill_tui.skill import SkillOrigin, SkillProposal
 from krill_tui.skills.prompts import CHARACTERS_PER_TOKEN, evolve_messages, render_trajectory
+from krill_tui.skills.text import Station, parse_station
 from krill_tui.tui.screens.detail import event_text
 from tests.episodes import HEAT, LOST, episode
 from tests.faulty_endpoint import FaultyEndpoint
@@ -149,6 +153,54 @@ def test_failures_fit_worst_first_and_a_single_too_long_one_is_cut() -> None:
         and "Left out for" not in cut[-1]["content"]
     )
     assert "steps left out" not in skipping[-1]["content"]
+
+
+class Follower(AlfworldExpert):
+    """Treats things where its prompt says and nowhere else; only where that names no place it tries others."""
+
+    def _treat(self, goal: TaskGoal, held: str) -> tuple[str, str]:
+        treatment = goal.treatment or ""
+        hinted = self._hints.get(treatment, ())
+        places = [place for place in self._receptacles if object_type(place) in hinted]
+        if not hinted:
+            return super()._treat(goal, held)
+        for place in places:
+            action = self._reach(place, f"{treatment} {held} with {place}", opening=False)
+            if action:
+                return treatment, action
+        return treatment, "look"
+
+
+async def test_evolution_repairs_categories_whose_skill_was_wrong_and_the_report_shows_it() -> None:
+    seed = next(s for s in range(50) if not set(household(s).stations.items()) & set(STATION.items()))
+    overrides: dict[str, dict[str, object] | int] = {
+        "seed": seed,
+        "policy": {"kind": "expert"},
+        "env": {"max_steps": 40, "world_size": "small"},
+        "evolution": {"episodes": 48, "validation_interval": 5, "evolution_threshold": 0.7},
+        "teacher": {"kind": "builtin"},
+    }
+    opened = await Session.open("repair", load_config(overrides=overrides, environ={}))
+    try:
+        ctx = opened._ctx
+        for category, treatment in TREATMENT.items():
+            usual = Station(treatment, STATION[treatment]).principle
+            ctx.bank.add(SkillProposal(name="As usual", principle=usual, tier=category), SkillOrigin())
+        policy = ExpertPolicy(Follower, follow_skills=True)
+        plan = TaskPlan(ctx.source, ctx.config)
+        for step in (0, 5, 10):
+            await validate_and_evolve(ctx, plan, policy, step)
+        write_report(ctx.state, ctx.store.path / "report.md")
+        rates = {v.step: {c: v.categories[c].rate for c in TREATMENT} for v in ctx.state.validations}
+        said = [ctx.bank.skills(category)[0].principle for category in TREATMENT]
+        report = (ctx.store.path / "report.md").read_text()
+    finally:
+        await opened.close()
+    assert set(rates[0].values()) == {0.0} and set(rates[10].values()) == {1.0}, rates
+    found = {s.treatment: s.receptacle for s in map(parse_station, said) if s}
+    assert found and found.items() <= household(seed).stations.items()
+    assert all(parse_station(text) or "try each place but" in text for text in said)
+    assert "| Heat | 0.0 % " in report and "said microwave, but heating was possible" in report
 
 
 async def test_a_teacher_that_fails_is_in_the_report_with_the_reason() -> None:

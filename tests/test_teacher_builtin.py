@@ -11,7 +11,7 @@ from krill_tui.skills.builtin_teacher import BuiltinTeacher
 from krill_tui.skills.distill import distill
 from krill_tui.skills.evolve import evolve, select_failures
 from krill_tui.skills.llm_teacher import LLMTeacher
-from krill_tui.skills.plays import deeds, faults, inspected, sightings
+from krill_tui.skills.plays import Conditions, conditions, deeds, faults, inspected, sightings
 from krill_tui.skills.teacher import PROTECTED_SPLITS, TeacherCall, check_teachable
 from krill_tui.trajectory import StopReason, Trajectory
 from tests.episodes import HEAT, LOST, episode
@@ -69,6 +69,11 @@ async def test_lessons_need_two_failures_and_name_them() -> None:
     ]
     again = await BuiltinTeacher().distill(lost, said, env="alfworld")
     assert not [p for p in again.proposals if p.kind is SkillKind.LESSON], "the tier's two are taken"
+
+
+def test_what_closed_places_held_is_counted() -> None:
+    assert conditions(episode()) == Conditions(opened=1, filled=1)
+    assert conditions(episode(play=LOST)) == Conditions()
 
 
 async def test_episodes_that_broke_or_were_stopped_teach_nothing() -> None:

@@ -12,10 +12,11 @@ from krill_tui.envs.base import StepResult
 from krill_tui.errors import SplitProtectedError
 from krill_tui.models.builtin_embedder import BuiltinEmbedder
 from krill_tui.skill import Skill, SkillOrigin, SkillProposal
+from krill_tui.skills import lessons
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.builtin_teacher import BuiltinTeacher
 from krill_tui.skills.evolve import category_rates, evolve
-from krill_tui.skills.plays import Faults, faults, trials
+from krill_tui.skills.plays import Faults, conditions, faults, trials
 from krill_tui.skills.procedures import best_station, tally_trials, treatment_skills
 from krill_tui.skills.text import Station, parse_location, parse_station
 from krill_tui.trajectory import Trajectory
@@ -228,7 +229,7 @@ def test_faults_around_a_treatment() -> None:
     assert won.success and faults(won) == Faults()
 
 
-def test_faults_of_players_that_never_take_the_right_thing() -> None:
+def test_faults_of_players_that_never_take_the_right_thing(monkeypatch: pytest.MonkeyPatch) -> None:
     (game,) = household_games(1, {}, category="Pick")
     thing = goal_of(game[2]).object
     wanted = f"take {thing} "
@@ -253,6 +254,17 @@ def test_faults_of_players_that_never_take_the_right_thing() -> None:
     grabs = ["take x 1 from y 1"] * 3
     both = play(*game, lambda result: grabs.pop() if grabs and _holds_something(result) else greedy(result))
     assert faults(both).full
+    shown = conditions(both)
+    assert shown.laden > 10 and shown.laden_takes == 0, "the world lets one thing be held at a time"
+    monkeypatch.setattr(lessons, "MOST_PER_TIER", 9)
+    (lesson,) = (
+        p for p in lessons.lesson_skills([both], [], least=1) if p.principle.startswith("take: put down")
+    )
+    assert lesson.reason == (
+        f"1 of 1 failures; with a thing in hand another could be taken at 0 of {shown.laden} steps"
+    )
+    opened = play(*game, admires)
+    assert 0 <= conditions(opened).filled <= conditions(opened).opened
     assert faults(play(*game, lambda result: "look", limit=5)).unsearched
 
 

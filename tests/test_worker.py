@@ -24,6 +24,7 @@ from krill_tui.models.worker_protocol import (
     GrpoEpisode,
     LoadRequest,
     MetricsReply,
+    NoteReply,
     OkReply,
     SampledReply,
     SampleItem,
@@ -226,9 +227,10 @@ def test_nonsense_is_answered_and_the_end_of_input_ends_the_service() -> None:
 def test_running_out_of_memory_halves_the_micro_batches_and_says_so(
     tiny_model_dir: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    worker = Worker(lambda reply: None)
+    said: list[Any] = []
+    worker = Worker(said.append)
     worker.handle(LoadRequest(model=str(tiny_model_dir), token_budget=2048))
-    policy = worker._loaded[0].policy
+    policy = worker._loaded.policy
     scores, limit = policy.token_scores, 600
 
     def cramped(batch: TokenBatch, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -248,8 +250,11 @@ def test_running_out_of_memory_halves_the_micro_batches_and_says_so(
     assert reply.values["micro_batch_tokens"] == 512
     assert reply.version == 1
     assert "micro-batches of 512 tokens" in capfd.readouterr().err
+    notes = [reply for reply in said if isinstance(reply, NoteReply)]
+    assert [(note.level, note.message[:13]) for note in notes] == [("warning", "out of memory")] * 2
+    assert "512 tokens" in notes[-1].message
     limit = 0
-    with pytest.raises(ModelError, match="smallest micro-batch"):
+    with pytest.raises(ModelError, match="even with micro-batches of 256 tokens"):
         worker.handle(request)
 
 

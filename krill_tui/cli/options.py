@@ -49,6 +49,14 @@ class Options:
         Path | None,
         typer.Option("--webshop-data", help="Folder with genuine WebShop product files [a procedural shop]."),
     ] = None
+    policy_model: Annotated[
+        str | None,
+        typer.Option(
+            "--policy-model",
+            metavar="NAME_OR_FOLDER",
+            help="Local policy: any causal LM of Hugging Face with a chat template [krill-tiny].",
+        ),
+    ] = None
     preset: Annotated[str | None, typer.Option("--preset", help="Set of defaults: tiny or paper.")] = None
     seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it.")] = None
     run: Annotated[
@@ -84,6 +92,8 @@ class Options:
         shop = str(self.webshop_data) if self.webshop_data is not None else None
         env = {"name": self.env, "backend": backend, "webshop_data": shop}
         typed: dict[str, object] = {"env": {key: value for key, value in env.items() if value is not None}}
+        if self.policy_model is not None:
+            typed["policy"] = {"kind": "local", "model": self.policy_model}
         if self.seed is not None:
             typed["seed"] = self.seed
         for assignment in self.set or []:

@@ -12,11 +12,13 @@ from typing import Any, cast
 from pydantic import BaseModel, ValidationError
 
 from krill_tui.config.presets import PRESETS
-from krill_tui.config.schema import EnvConfig, KrillConfig
+from krill_tui.config.schema import EnvConfig, KrillConfig, RlConfig, SftConfig
 from krill_tui.errors import ConfigError
 
 WEBSHOP_STEPS = 15
 """Steps of an episode in the paper's WebShop runs."""
+KRILL_TINY_VOCABULARY = 1024
+"""Tokens that models of krill-tiny's kind have at most; chat models have tens of thousands."""
 API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
 
 
@@ -45,6 +47,7 @@ def load_config(
     merged = merge(PRESETS[name], asked)
     merged["preset"] = name
     _suit_the_world(merged, asked)
+    _suit_the_model(merged, asked)
     try:
         config = KrillConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
@@ -70,6 +73,38 @@ def _suit_the_world(merged: dict[str, object], asked: Mapping[str, object]) -> N
     else:
         return
     merged.update(merge(merged, merge(suited, asked)))
+
+
+def _suit_the_model(merged: dict[str, object], asked: Mapping[str, object]) -> None:
+    """What a preset sets for krill-tiny and nobody asked for, as any other local model needs it.
+
+    A chat model has never seen the compact prompt, its tokens are more, and it takes smaller steps.
+    """
+    policy = merged.get("policy")
+    if not isinstance(policy, dict) or policy.get("kind") != "local" or is_krill_tiny(policy.get("model")):
+        return
+    rl = RlConfig()
+    suited = {
+        "policy": {"prompt_style": "full", "list_admissible": True, "threads": 0},
+        "sft": {"learning_rate": SftConfig().learning_rate},
+        "rl": {
+            "learning_rate": rl.learning_rate,
+            "max_prompt_length": rl.max_prompt_length,
+            "max_response_length": rl.max_response_length,
+        },
+    }
+    merged.update(merge(merged, merge(suited, asked)))
+
+
+def is_krill_tiny(model: object) -> bool:
+    """Whether `policy.model` is the embedded model (empty), or a folder of its kind, known by its small vocabulary."""
+    if not isinstance(model, str) or not model:
+        return True
+    try:
+        facts = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        return int(facts["vocab_size"]) <= KRILL_TINY_VOCABULARY
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def public_dict(config: KrillConfig) -> dict[str, Any]:

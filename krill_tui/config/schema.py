@@ -71,8 +71,17 @@ class PolicyConfig(Settings):
     lora_rank: int = Field(default=16, ge=1, le=1024)
     lora_alpha: int = Field(default=32, ge=1, le=4096)
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the base model; adapters are always trained in float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: much less memory, about a third more time."""
+    micro_batch_tokens: int = Field(default=8192, ge=256, le=2**24)
+    """Padded tokens in one training pass; updates do not depend on it, memory does. Halved when memory runs out."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `mps`."""
+    """`cpu`, `cuda`, `mps`; `auto` is CUDA where there is one, else Apple's GPU, else the CPU."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
+    accelerate_config: str = ""
+    """File made by `accelerate config`: several machines, or FSDP. Empty: this machine."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the model worker; 0: it chooses."""
 

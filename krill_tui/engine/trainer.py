@@ -10,8 +10,8 @@ from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
 from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
-from krill_tui.models.local import LocalPolicy, WorkerClient
-from krill_tui.models.worker_protocol import GrpoEpisode, SftExample
+from krill_tui.models.local import Launch, LocalPolicy, WorkerClient
+from krill_tui.models.worker_protocol import GrpoEpisode, MetricsReply, SftExample
 
 KEEP_CHECKPOINTS = 3
 """Of each phase; older ones are removed once a newer one is complete."""
@@ -35,6 +35,8 @@ class Trainer:
         self._progress = ctx.store.load_progress()
         self._loaded: str | None = None
         """Checkpoint in the worker: its name, `base`, or None when nothing is loaded."""
+        self._micro_batch_tokens = ctx.config.policy.micro_batch_tokens
+        """Less than configured once memory ran out, also for a worker that is started again."""
         self.policy: LocalPolicy | None = None
         self.context = 0
         """Tokens the loaded model holds."""
@@ -78,7 +80,7 @@ class Trainer:
         """One optimizer step; returns its metrics."""
         self._loaded = f"sft+{step}"
         reply = await self._worker().sft_step(examples, learning_rate=learning_rate)
-        return reply.values
+        return self._taken(reply)
 
     async def count_tokens(self, examples: list[SftExample]) -> tuple[tuple[int, int], ...]:
         """Of each example: all tokens, and those of the replies; nothing is cut."""
@@ -101,7 +103,7 @@ class Trainer:
             use_bias_correction_kl=config.use_bias_correction_kl,
             num_iterations=config.num_iterations,
         )
-        return reply.values
+        return self._taken(reply)
 
     async def save(self, phase: ev.Phase, step: int) -> None:
         """Write a checkpoint and make it the current one."""
@@ -142,7 +144,11 @@ class Trainer:
         model = policy_model(ctx.config)
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
-            ctx.worker = await WorkerClient.start(log=ctx.store.worker_log)
+            ctx.worker = await WorkerClient.start(
+                log=ctx.store.worker_log,
+                launch=Launch(config.processes, config.accelerate_config, cpu=config.device == "cpu"),
+                noted=ctx.note_once,
+            )
         worker = self._worker()
         loaded = await worker.load(
             model=model,
@@ -154,6 +160,9 @@ class Trainer:
             threads=config.threads,
             seed=ctx.config.seed,
             max_context=ctx.config.rl.max_prompt_length + ctx.config.rl.max_response_length,
+            token_budget=self._micro_batch_tokens,
+            gradient_checkpointing=config.gradient_checkpointing,
+            episodes=ctx.config.env.concurrency,
         )
         ctx.emit(
             ev.WorkerStarted(
@@ -169,6 +178,10 @@ class Trainer:
         window = LIVE_WINDOW if ctx.config.env.backend == "http" else IN_PROCESS_WINDOW
         self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}", window=window)
         return self.policy
+
+    def _taken(self, reply: MetricsReply) -> dict[str, float]:
+        self._micro_batch_tokens = int(reply.values["micro_batch_tokens"])
+        return reply.values
 
     def _worker(self) -> WorkerClient:
         assert self._ctx.worker is not None, "a load_… method comes first"

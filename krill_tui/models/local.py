@@ -28,6 +28,7 @@ from krill_tui.models.worker_protocol import (
     LoadedReply,
     LoadRequest,
     MetricsReply,
+    NoteReply,
     OkReply,
     ProgressReply,
     SampledReply,
@@ -55,6 +56,37 @@ Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, TokenCountsRep
 Progress = Callable[[int, int], None]
 """Told tokens done and tokens in all while a training step runs."""
 LossType = Literal["grpo", "dr_grpo", "dapo", "gspo"]
+Noted = Callable[[str, Literal["info", "warning"]], None]
+"""Told what the worker says for people, and how grave it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the worker is started: one process, or several by `accelerate launch`."""
+
+    processes: int = 1
+    config_file: str = ""
+    """Of `accelerate config`; it may name several machines, of which this is one."""
+    cpu: bool = False
+    """Stay on the CPU, also where there is a GPU."""
+
+    def command(self) -> list[str]:
+        worker = ["-m", _WORKER]
+        if self.processes == 1 and not self.config_file:
+            return [sys.executable, *worker]
+        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        if self.config_file:
+            launch += ["--config_file", self.config_file]
+        if self.processes > 1:
+            launch += ["--num_processes", str(self.processes)]
+        if not self.config_file:
+            # `multi_gpu` is what it calls several processes on one machine; without a GPU they talk by gloo.
+            launch += ["--multi_gpu", "--num_machines", "1", "--main_process_port", "0"]
+            launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        return [*launch, *worker]
+
+    def environment(self) -> dict[str, str]:
+        return {"ACCELERATE_USE_CPU": "true"} if self.cpu else {}
 
 
 class WorkerClient:
@@ -64,9 +96,11 @@ class WorkerClient:
     that waits fails with `WorkerDiedError`, and so do later requests until `restart`.
     """
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, launch: Launch | None = None, noted: Noted | None = None) -> None:
         """`log`: file that takes the worker's standard error, appended. Use `WorkerClient.start`."""
         self.log = log
+        self._launch = launch or Launch()
+        self._noted = noted
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -74,9 +108,9 @@ class WorkerClient:
         self._death = "the model worker is not running"
 
     @classmethod
-    async def start(cls, *, log: Path) -> Self:
-        """Start a worker process; it has no model until `load`."""
-        client = cls(log)
+    async def start(cls, *, log: Path, launch: Launch | None = None, noted: Noted | None = None) -> Self:
+        """Start a worker process, or several that act as one; it has no model until `load`."""
+        client = cls(log, launch, noted)
         await client._spawn()
         return client
 
@@ -108,6 +142,8 @@ class WorkerClient:
         seed: int = 0,
         max_context: int = 2048,
         token_budget: int = 8192,
+        gradient_checkpointing: bool = False,
+        episodes: int = 0,
     ) -> LoadedReply:
         """Load a base model with fresh adapters, or those of a checkpoint; see `LoadRequest`."""
         request = LoadRequest(
@@ -121,6 +157,8 @@ class WorkerClient:
             seed=seed,
             max_context=max_context,
             token_budget=token_budget,
+            gradient_checkpointing=gradient_checkpointing,
+            episodes=episodes,
         )
         return await self.request(request, LoadedReply)
 
@@ -224,14 +262,12 @@ class WorkerClient:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                _WORKER,
+                *self._launch.command(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 limit=_LINE_LIMIT,
-                env=_environment(),
+                env=_environment() | self._launch.environment(),
                 start_new_session=True,
             )
         self._died = asyncio.Event()
@@ -250,7 +286,11 @@ class WorkerClient:
                 async with asyncio.timeout(_GRACE):
                     await process.wait()
         except TimeoutError:
-            pass
+            # A launcher that is asked to leave takes its processes with it.
+            with contextlib.suppress(ProcessLookupError, TimeoutError):
+                process.terminate()
+                async with asyncio.timeout(_GRACE):
+                    await process.wait()
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -280,6 +320,10 @@ class WorkerClient:
             if self._waiting and self._waiting[0].progress:
                 self._waiting[0].progress(reply.done, reply.total)
             return
+        if isinstance(reply, NoteReply):
+            if self._noted:
+                self._noted(reply.message, reply.level)
+            return
         if isinstance(reply, ErrorReply) and reply.detail:
             with self.log.open("a", encoding="utf-8") as log:
                 log.write(reply.detail.rstrip() + "\n")
@@ -308,6 +352,8 @@ def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("API_KEY")}
     # Threads that spin while they wait for each other make torch several times slower once anything else runs.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # What torch cannot do on Apple's GPUs it does on the CPU instead of failing.
+    environment.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     return environment
 
 

@@ -1,7 +1,7 @@
 """Messages between the engine and the model worker: one JSON object a line, each way.
 
 The worker owns torch. It is a child process that reads requests from its standard input and answers on its
-standard output, one reply per request and in order, plus `Progress` lines in between. DESIGN section 8.
+standard output, one reply per request and in order, plus `Progress` and `Note` lines in between. DESIGN section 8.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class LoadRequest(Record):
     max_context: int = 2048
     token_budget: int = 8192
     """Padded tokens of one training micro-batch; halved by the worker when memory runs out."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    episodes: int = 0
+    """Episodes that will be live at once, for the estimate of memory; 0: nothing is sampled here."""
 
 
 class SampleItem(Record):
@@ -190,6 +194,14 @@ class ProgressReply(Record):
     total: int
 
 
+class NoteReply(Record):
+    """Between a request and its reply: a line for people. Not the reply itself."""
+
+    kind: Literal["note"] = "note"
+    level: Literal["info", "warning"] = "info"
+    message: str
+
+
 class OkReply(Record):
     kind: Literal["ok"] = "ok"
 
@@ -203,7 +215,14 @@ class ErrorReply(Record):
 
 
 WorkerReply = Annotated[
-    LoadedReply | SampledReply | MetricsReply | TokenCountsReply | ProgressReply | OkReply | ErrorReply,
+    LoadedReply
+    | SampledReply
+    | MetricsReply
+    | TokenCountsReply
+    | ProgressReply
+    | NoteReply
+    | OkReply
+    | ErrorReply,
     Field(discriminator="kind"),
 ]
 

@@ -18,12 +18,14 @@ from krill_tui.skill import GENERAL, Skill, SkillProposal
 from krill_tui.skills.lessons import lesson_skills
 from krill_tui.skills.plays import inspected, sightings, taken_things
 from krill_tui.skills.procedures import EVIDENCE_KEPT, strategy_skills, treatment_skills
+from krill_tui.skills.shopping import shopping_skills
 from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, TeacherCall, check_teachable
 from krill_tui.skills.text import Location, parse_location
 from krill_tui.trajectory import StopReason, Trajectory
 
 _SEEN = re.compile(r"seen there (\d+) of (\d+) times")
 _ALFWORLD = "alfworld"
+_WEBSHOP = "webshop"
 _PRIOR_GAMES = 8
 
 
@@ -67,7 +69,7 @@ class _Survey:
 
 
 class BuiltinTeacher:
-    """Mines ALFWorld episodes for all kinds of skills, and WebShop episodes for lessons only."""
+    """Mines ALFWorld episodes for all kinds of skills, and WebShop episodes for habits of shopping and lessons."""
 
     is_llm = False
 
@@ -94,7 +96,10 @@ class BuiltinTeacher:
             proposals += self._locations(_survey(usable), bank_skills)
             proposals += treatment_skills(usable, bank_skills)
             proposals += strategy_skills(usable, bank_skills)
-        proposals += lesson_skills([t for t in usable if not t.success], bank_skills, least=2)
+        elif env == _WEBSHOP:
+            proposals += shopping_skills(usable, bank_skills)
+        lost = [trajectory for trajectory in usable if not trajectory.success]
+        proposals += lesson_skills(lost, [*bank_skills, *map(_as_skill, proposals)], least=2)
         if on_call is not None:
             on_call(
                 TeacherCall(
@@ -140,7 +145,9 @@ class BuiltinTeacher:
                 key=lambda p: -wanted[_object(p)],
             )
             proposals += strategy_skills([t for t in seen if t.category in failing], bank_skills)
-        proposals += lesson_skills(failed, bank_skills, least=1)
+        elif any(trajectory.env == _WEBSHOP for trajectory in failed):
+            proposals += shopping_skills([*failed, *won, *others], bank_skills)
+        proposals += lesson_skills(failed, [*bank_skills, *map(_as_skill, proposals)], least=1)
         proposals = proposals[:max_new_skills]
         prompt, reply = _summary([*failed, *won, *others], category_rates), _as_json(proposals)
         if on_call is not None:
@@ -235,6 +242,11 @@ def _wanted(failed: Sequence[Trajectory]) -> Counter[str]:
         if goal.category == "Look":
             wanted[goal.target] += got > 0
     return wanted
+
+
+def _as_skill(proposal: SkillProposal) -> Skill:
+    """A proposal as if the bank held it, so that a lesson does not say the same once more."""
+    return Skill(id="proposed", name=proposal.name, principle=proposal.principle, tier=proposal.tier)
 
 
 def _object(proposal: SkillProposal) -> str:

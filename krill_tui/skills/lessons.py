@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
-from krill_tui.skills.plays import faults
+from krill_tui.skills.plays import Conditions, conditions, faults
 from krill_tui.skills.procedures import EVIDENCE_KEPT
 from krill_tui.skills.text import normalised
 from krill_tui.trajectory import Trajectory
@@ -116,7 +116,7 @@ def lesson_skills(
         if room[tier] > MOST_PER_TIER:
             continue
         name, principle, when = LESSONS[fault]
-        count = f"{len(guilty[fault])} of {len(failed)} failures"
+        count = f"{len(guilty[fault])} of {len(failed)} failures{_condition(fault, failed)}"
         proposals.append(
             SkillProposal(
                 name=name,
@@ -129,3 +129,13 @@ def lesson_skills(
             )
         )
     return proposals
+
+
+def _condition(fault: str, trajectories: Sequence[Trajectory]) -> str:
+    """The counts behind what a lesson says about the world, where it says something."""
+    if fault not in ("unopened", "full"):
+        return ""
+    found = sum(map(conditions, trajectories), Conditions())
+    if fault == "unopened":
+        return f"; {found.filled} of {found.opened} closed places that were opened held something"
+    return f"; with a thing in hand another could be taken at {found.laden_takes} of {found.laden} steps"

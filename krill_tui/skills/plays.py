@@ -212,6 +212,43 @@ def trials(trajectory: Trajectory) -> Trials:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Counts of what the world asks for before something can be done, over one or more episodes."""
+
+    opened: int = 0
+    """Closed places that were opened."""
+    filled: int = 0
+    """Those of them that held something."""
+    laden: int = 0
+    """Steps with something in hand."""
+    laden_takes: int = 0
+    """Those of them at which another thing could be taken."""
+
+    def __add__(self, other: Conditions) -> Conditions:
+        return Conditions(
+            self.opened + other.opened,
+            self.filled + other.filled,
+            self.laden + other.laden,
+            self.laden_takes + other.laden_takes,
+        )
+
+
+def conditions(trajectory: Trajectory) -> Conditions:
+    """What one episode shows of closed places and full hands."""
+    opened: dict[str, bool] = {}
+    laden = takes = 0
+    for moment in moments(trajectory):
+        seen = sight(moment.answer)
+        for match in _OPENED.finditer(moment.answer):
+            inside = seen is not None and seen.receptacle == match["place"] and bool(seen.objects)
+            opened.setdefault(match["place"], inside)
+        if moment.held and moment.step.admissible:
+            laden += 1
+            takes += any(_TAKE.fullmatch(action) for action in moment.step.admissible)
+    return Conditions(len(opened), sum(opened.values()), laden, takes)
+
+
 def faults(trajectory: Trajectory) -> Faults:
     """What went wrong in an episode that was not won."""
     repeated = _repeats(trajectory)

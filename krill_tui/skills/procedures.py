@@ -32,7 +32,7 @@ _PLAIN_ORDERS = {
     "Pick": ("take it", "put it"),
     "PickTwo": ("take it", "put it", "take the other", "put it"),
 }
-"""What the task itself asks for, where no win shows more."""
+"""What the task itself asks for, where wins show no more."""
 
 
 @dataclass(slots=True)
@@ -213,7 +213,7 @@ def _used(trajectory: Trajectory, treatment: str, station: str) -> bool:
 def strategy_skills(trajectories: Sequence[Trajectory], bank_skills: Sequence[Skill]) -> list[SkillProposal]:
     """Per category without a treatment the order of actions most wins share, where the bank does not say it yet.
 
-    Where no episode was won, what the lost ones show to be possible: putting it where it belongs, using the lamp.
+    Where no two wins agree, what all episodes show to be possible: putting it where it belongs, using the lamp.
     """
     said = {(skill.tier, normalised(skill.principle)) for skill in bank_skills}
     proposals = []
@@ -221,7 +221,10 @@ def strategy_skills(trajectories: Sequence[Trajectory], bank_skills: Sequence[Sk
         if category in TREATMENT:
             continue
         mine = [trajectory for trajectory in trajectories if trajectory.category == category]
-        proposal = _won_order(category, mine) or _possible_order(category, mine)
+        proposal = _won_order(category, mine)
+        # One win alone may have come about in any order.
+        if proposal is None or len(proposal.evidence) < 2:
+            proposal = _possible_order(category, mine) or proposal
         if proposal and (category, normalised(proposal.principle)) not in said:
             proposals.append(proposal)
     return proposals
@@ -258,7 +261,8 @@ def _possible_order(category: str, trajectories: Sequence[Trajectory]) -> SkillP
     order = min(games, key=lambda phrases: (-len(games[phrases]), phrases))
     count = len(games[order])
     what = "using it" if category == "Look" else "putting it where it belongs"
-    facts = f"{what} was possible in {count} {'game' if count == 1 else 'games'}, none was won"
+    wins = sum(trajectory.success for trajectory in trajectories)
+    facts = f"{what} was possible in {count} {'game' if count == 1 else 'games'}; {wins or 'none'} won"
     return _order_skill(category, order, ids[order], facts)
 
 

@@ -15,6 +15,7 @@ from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.training.batches import TokenBatch, make_batch, pad, split
 from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
+from krill_tui.training.ranks import Ranks
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
 
@@ -45,7 +46,9 @@ def grpo_step(
     progress: Progress = no_progress,
     old_logprobs: dict[int, Tensor] | None = None,
 ) -> dict[str, float]:
-    """One optimizer step over all episodes of a batch of groups. Gives metrics under TRL's names.
+    """One optimizer step over all episodes of a batch of groups, which the processes share.
+
+    Gives metrics under TRL's names.
 
     pi_old of Eq. 9 is the policy before the first step on these episodes, computed here and not taken from the sampler,
     as TRL does it: an update is a function of weights, tokens and advantages, whatever batches the episodes were
@@ -69,23 +72,26 @@ def grpo_step(
     packed = trainer.policy.packable
     computed = 0
     learning = [i for i, count in enumerate(own) if count]
-    for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
-        group = [learning[position] for position in positions]
-        batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
-        computed += batch.tokens
-        weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
-        old = [old_logprobs[i] for i in group] if old_logprobs else None
-        scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
-        first.update((i, row[: lengths[i]]) for i, row in zip(group, scored, strict=True))
-        done += sum(lengths[i] for i in group)
-        progress(done, sum(lengths))
+    learning = [learning[position] for position in trainer.ranks.share([lengths[i] for i in learning])]
+    with trainer.ranks.together():
+        for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
+            group = [learning[position] for position in positions]
+            batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
+            computed += batch.tokens
+            weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
+            old = [old_logprobs[i] for i in group] if old_logprobs else None
+            scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
+            first.update((i, row[: lengths[i]]) for i, row in zip(group, scored, strict=True))
+            done += sum(lengths[i] for i in group)
+            progress(done, sum(lengths))
     if old_logprobs is not None and not old_logprobs:
         old_logprobs.update(first)
+    tally.gather(trainer.ranks)
     metrics = tally.metrics(with_reference=settings.kl_coeff != 0)
     metrics["grad_norm"] = trainer.update(settings.learning_rate, settings.max_grad_norm)
     metrics["learning_rate"] = settings.learning_rate
     metrics["num_tokens"] = float(sum(lengths))
-    metrics["computed_tokens"] = float(computed)
+    metrics["computed_tokens"] = float(sum(trainer.ranks.gather([computed])))
     metrics["policy_tokens"] = float(sum(own))
     metrics["training_tokens_per_second"] = sum(lengths) / (time.perf_counter() - started)
     return metrics
@@ -161,6 +167,12 @@ class _Tally:
             gap=gap,
             move=-from_old,
         )
+
+    def gather(self, ranks: Ranks) -> None:
+        """Make this the tally of all processes."""
+        self._loss = sum(ranks.gather([self._loss]))
+        self._largest_gap = max(ranks.gather([self._largest_gap]))
+        self._means.gather(ranks)
 
     def metrics(self, *, with_reference: bool) -> dict[str, float]:
         """`policy_move` is verl's ppo_kl, mean(log pi_old - log pi_theta); the other names are TRL's."""

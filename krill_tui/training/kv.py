@@ -81,12 +81,18 @@ class KvPool(Cache):
             have_rows = max(rows, 2 * have_rows)
         if columns > have_columns:
             have_columns = -(-columns // _GROW) * _GROW
-        self._capacity = (have_rows, have_columns)
-        self._keys = [_grown(store, *self._capacity) for store in self._keys]
-        self._values = [_grown(store, *self._capacity) for store in self._values]
+        capacity = (have_rows, have_columns)
+        # Layer by layer, so that no more than one of them is there twice; a store that has grown is left as it is
+        # when memory runs out half way and this is tried again.
+        for stores in (self._keys, self._values):
+            for layer, store in enumerate(stores):
+                if (store.shape[0], store.shape[2]) != capacity:
+                    stores[layer] = _grown(store, *capacity)
+        self._capacity = capacity
 
 
 def _grown(store: Tensor, rows: int, columns: int) -> Tensor:
     grown = store.new_zeros(rows, store.shape[1], columns, store.shape[3])
-    grown[: store.shape[0], :, : store.shape[2]] = store
+    rows, columns = min(rows, store.shape[0]), min(columns, store.shape[2])
+    grown[:rows, :, :columns] = store[:rows, :, :columns]
     return grown

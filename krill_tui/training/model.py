@@ -17,6 +17,7 @@ from krill_tui.errors import ModelError
 from krill_tui.training.batches import TokenBatch
 from krill_tui.training.lora import MergedLinear
 from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, pack
+from krill_tui.training.ranks import is_out_of_memory
 from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
 
 Adapter = Literal["policy", "reference"]
@@ -39,6 +40,7 @@ class ModelSettings:
     device: str = "auto"
     seed: int = 0
     max_context: int = 2048
+    gradient_checkpointing: bool = False
 
 
 class PolicyModel:
@@ -51,7 +53,7 @@ class PolicyModel:
         self.settings = settings
         self.base = base.requires_grad_(False).eval()
         self.device: torch.device = base.device
-        self.context = min(settings.max_context, int(base.config.max_position_embeddings))
+        self.context = min(settings.max_context, *_context_limits(base.config))
         torch.manual_seed(settings.seed)
         config = LoraConfig(
             r=settings.lora_rank,
@@ -61,8 +63,9 @@ class PolicyModel:
             base_model_name_or_path=name,
         )
         with warnings.catch_warnings():
-            # PEFT still asks transformers for an attribute under its old name.
+            # PEFT still asks transformers for an attribute under its old name, and says how it treats GPT-2's layers.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
             self.peft: Any = get_peft_model(_sharing_copy(base), config, adapter_name="policy")
             self.peft.add_adapter("reference", config)
         self._layers = _lora_layers(self.peft)
@@ -70,7 +73,10 @@ class PolicyModel:
         self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
         small = sum(p.numel() for p in base.parameters()) <= _FUSE_BELOW
         linear = all(type(layer.get_base_layer()) is nn.Linear for layer in self._layers.values())
-        self.fused = small and linear
+        # What is computed again in the backward pass must find the same weights, which merged ones are not.
+        self.fused = small and linear and not settings.gradient_checkpointing
+        if settings.gradient_checkpointing:
+            _checkpoint_layers(self.peft.get_base_model(), base)
         self._reference_weights: dict[str, Tensor] | None = None
         self._packable: bool | None = None
 
@@ -113,7 +119,7 @@ class PolicyModel:
             hidden = self._hidden_packed(batch.pack, adapter)[0, batch.before]
         else:
             hidden = self._hidden(adapter, input_ids=batch.ids[:, :-1])[batch.rows, batch.columns - 1]
-        logits = self.base.get_output_embeddings()(hidden).float()
+        logits = output_logits(self.base, hidden)
         if temperature not in (0.0, 1.0):
             logits = logits / temperature
         scores = score(logits, batch.targets, batch.choice_rows, batch.choices)
@@ -138,6 +144,8 @@ class PolicyModel:
         """Compare both ways on a few tokens. What a short trial cannot show is read from the configuration."""
         config = self.base.config.get_text_config()
         if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
+            return False
+        if self.base.config._attn_implementation != "sdpa":
             return False
         for tree in (self.peft.get_base_model(), self._merged):
             tree.set_attn_implementation(ATTENTION)
@@ -201,23 +209,101 @@ def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -
         ModelError: no such model, no safetensors, no chat template, or a device that is not there.
     """
     chat = ChatTokenizer(load_tokenizer(folder))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, attn_implementation="sdpa"
+            folder, dtype=getattr(torch, dtype), use_safetensors=True
         )
         base = base.to(device)
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise ModelError(
+                f"out of memory while loading {folder} on {device}",
+                hint="a smaller model, or policy.dtype bfloat16",
+            ) from error
         reason = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"cannot load the model {folder}: {reason}") from error
     if device == "cpu":
         # Without this transformers copies grouped keys and values for every head whenever there is a mask.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    for scaling in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(base.config, scaling, None) not in (None, 1, 1.0):
-            raise ModelError(f"{folder} rescales its logits ({scaling}), which the trainer does not support")
+    _check_logits(base.eval(), folder)
     return base, chat
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` is CUDA where there is one, else Apple's GPU, else the CPU; any other name stands for itself.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        return "cuda" if cuda else "mps" if mps else "cpu"
+    try:
+        kind = torch.device(wanted).type
+    except RuntimeError as error:
+        raise ModelError(
+            f"there is no device '{wanted}'", hint="policy.device: auto, cpu, cuda, mps"
+        ) from error
+    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
+        raise ModelError(
+            f"this machine, or its torch, has no {kind} device", hint="policy.device: auto or cpu"
+        )
+    return wanted
+
+
+def output_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits `[N, V]` float32 of last hidden states `[N, H]`, scaled the way some families do it (Granite, Cohere,
+    Gemma); `load_base` has checked that this is what the model itself computes."""
+    logits = model.get_output_embeddings()(hidden).float()
+    config = model.config.get_text_config()
+    if scaling := getattr(config, "logits_scaling", None):
+        logits = logits / scaling
+    if scale := getattr(config, "logit_scale", None):
+        logits = logits * scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+@torch.inference_mode()
+def _check_logits(base: Any, folder: str) -> None:
+    """Refuse a model that makes its logits in a way of its own, before anything is trained on wrong ones."""
+    ids = torch.arange(2, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
+    try:
+        expected = base(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        given = output_logits(base, hidden)
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"{folder} is no causal language model that Krill can train: {error}") from error
+    # As far apart as rounding in bfloat16 puts them.
+    if not torch.allclose(given, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+        raise ModelError(f"{folder} computes its logits in a way the trainer does not know")
+
+
+def _context_limits(config: Any) -> list[int]:
+    """Tokens after which positions, or the window of an attention that slides, end; none where neither does."""
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None)]
+    if getattr(text, "use_sliding_window", True):
+        limits.append(getattr(text, "sliding_window", None))
+    return [int(limit) for limit in limits if limit and limit > 0]
+
+
+def _checkpoint_layers(model: Any, base: Any) -> None:
+    """Switch gradient checkpointing on in the layers that have it; what else they hold stays in evaluation mode.
+
+    Raises:
+        ModelError: the architecture has no such layers.
+    """
+    if not getattr(base, "supports_gradient_checkpointing", False):
+        raise ModelError(f"{base.config.model_type} models have no gradient checkpointing in transformers")
+    # transformers 5 has renamed it on the way; reentrant or not, the default suits frozen weights.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            # Layers checkpoint only in training mode; dropout inside them has a mode of its own and stays off.
+            module.training = True
 
 
 def score(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import SampleItem, SampleOutput
 from krill_tui.training.constraint import ReplyState
 from krill_tui.training.kv import KvPool
-from krill_tui.training.model import PolicyModel
+from krill_tui.training.model import PolicyModel, output_logits
+from krill_tui.training.ranks import is_out_of_memory, release_memory
 
 _PREFILL_TOKENS = 8192
 """Padded tokens of one prefill pass."""
@@ -63,8 +65,12 @@ class Sampler:
     in the last bits. In bfloat16 the noise is too large for that, and replies may differ with the batch.
     """
 
-    def __init__(self, policy: PolicyModel) -> None:
+    def __init__(self, policy: PolicyModel, warn: Callable[[str], None] = lambda message: None) -> None:
+        """`warn` is told when memory runs short."""
         self._policy = policy
+        self._warn = warn
+        self._most_rows = 0
+        """Rows of one forward pass; 0: any number. Set once memory ran out."""
         self._chat = policy.chat
         self._episodes: list[_Episode] = []
         """In the order of the pool's rows."""
@@ -191,10 +197,29 @@ class Sampler:
                 pending = len(active[stop].episode.pending())
                 if stop > start and (stop + 1 - start) * max(width, pending) > _PREFILL_TOKENS:
                     break
+                if self._most_rows and stop - start == self._most_rows:
+                    break
                 stop, width = stop + 1, max(width, pending)
-            logits.append(self._forward_rows(slice(start, stop), width))
+            try:
+                logits.append(self._forward_rows(slice(start, stop), width))
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._use_fewer_rows(stop - start, error)
+                continue
             start = stop
         return torch.cat(logits)
+
+    def _use_fewer_rows(self, rows: int, error: Exception) -> None:
+        """What a pass that failed wrote is written again before it is read, so the pass can simply be split."""
+        release_memory()
+        if rows == 1:
+            raise ModelError(
+                "out of memory while sampling a single episode",
+                hint="lower env.concurrency or rl.max_prompt_length, or use policy.dtype bfloat16",
+            ) from error
+        self._most_rows = rows // 2
+        self._warn(f"out of memory while sampling: {self._most_rows} episodes in one pass from now on")
 
     def _forward_rows(self, rows: slice, width: int) -> Tensor:
         episodes = self._episodes[rows]
@@ -219,9 +244,7 @@ class Sampler:
         last = torch.tensor([len(p) - 1 for p in pendings], device=device)
         for episode in episodes:
             episode.cached = len(episode.ids)
-        return self._model.get_output_embeddings()(
-            hidden[torch.arange(len(last), device=device), last]
-        ).float()
+        return output_logits(self._model, hidden[torch.arange(len(last), device=device), last])
 
     def _advance(self, active: list[_Turn], logits: Tensor) -> None:
         """Draw one token in every row and append it, with the forced ones that follow."""
@@ -266,7 +289,7 @@ class Sampler:
         """The logits after an episode's last token, `[1, V]`, as a function of its tokens and nothing else."""
         ids = torch.tensor([episode.ids], device=self._policy.device)
         hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        return self._model.get_output_embeddings()(hidden[:, -1]).float()
+        return output_logits(self._model, hidden[:, -1])
 
     def _drop_done(self, active: list[_Turn]) -> list[_Turn]:
         """Move the rows of complete replies behind those that go on."""
@@ -318,6 +341,9 @@ def draw(
     (`[n]`): that moves the difference of two logits by 2 noise at most, and the odds F / (1 - F) of a distribution
     function at temperature t by a factor within exp(2 noise / t), which is little where F is near 0 or 1.
     """
+    if logits.device.type == "mps":  # no double precision there
+        logits = logits.cpu()
+        noise = noise.cpu() if isinstance(noise, Tensor) else noise
     greedy = torch.tensor([t == 0 for t in temperatures], device=logits.device)
     scale = torch.tensor([t or 1.0 for t in temperatures], device=logits.device)
     logprobs = torch.log_softmax(logits / scale[:, None], -1)

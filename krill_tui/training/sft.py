@@ -30,7 +30,7 @@ def sft_step(
     update: bool = True,
     progress: Progress = no_progress,
 ) -> dict[str, float]:
-    """One optimizer step on the mean cross-entropy over all policy tokens of the batch.
+    """One optimizer step on the mean cross-entropy over all policy tokens of the batch, which the processes share.
 
     With `update=False` only measures. Gives metrics under TRL's names.
 
@@ -46,16 +46,19 @@ def sft_step(
     means = MaskedMeans()
     done = 0
     packed = trainer.policy.packable
-    for group in split(demonstrations, trainer.token_budget, packed=packed):
-        batch = make_batch([demonstrations[i] for i in group], packed=packed).to(trainer.policy.device)
-        with torch.set_grad_enabled(update):
-            logprobs, entropies, hits = trainer.policy.token_scores(batch)
-            loss = -(logprobs * batch.mask).sum() / own
-        if update:
-            loss.backward()
-        means.add(batch.mask, nll=-logprobs, entropy=entropies, hits=hits)
-        done += sum(len(demonstrations[i].ids) for i in group)
-        progress(done, total)
+    share = [demonstrations[i] for i in trainer.ranks.share([len(tokens.ids) for tokens in demonstrations])]
+    with trainer.ranks.together():
+        for group in split(share, trainer.token_budget, packed=packed):
+            batch = make_batch([share[i] for i in group], packed=packed).to(trainer.policy.device)
+            with torch.set_grad_enabled(update):
+                logprobs, entropies, hits = trainer.policy.token_scores(batch)
+                loss = -(logprobs * batch.mask).sum() / own
+            if update:
+                loss.backward()
+            means.add(batch.mask, nll=-logprobs, entropy=entropies, hits=hits)
+            done += sum(len(share[i].ids) for i in group)
+            progress(done, total)
+    means.gather(trainer.ranks)
     metrics = {
         "loss": means.mean("nll"),
         "mean_token_accuracy": means.mean("hits"),

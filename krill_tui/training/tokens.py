@@ -7,6 +7,7 @@ A reply's sampled ids stay as they are and are never tokenized again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
 from krill_tui.training.tiny import FORMAT_TOKENS
 
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+"""`name` or `owner/name`; anything else can only be a path."""
 _PROBE = "krillprobe"
 """Stands for an earlier reply while a template is rendered, so that templates that rewrite old replies do no harm."""
 
@@ -39,12 +42,18 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         ModelError: there is none, or it has no chat template.
     """
-    if Path(folder).is_absolute() and not Path(folder).is_dir():
+    here = Path(folder).is_dir()
+    if not here and not _HUB_NAME.fullmatch(str(folder)):
         raise ModelError(f"there is no model folder {folder}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ModelError(f"no tokenizer in {folder}: {_one_line(error)}") from error
+        if here:
+            raise ModelError(f"no tokenizer in {folder}: {_one_line(error)}") from error
+        raise ModelError(
+            f"there is no folder {folder}, and no model of that name could be fetched from Hugging Face",
+            hint="name a folder, or check the name and the network",
+        ) from error
     if not tokenizer.chat_template:
         raise ModelError(f"the tokenizer in {folder} has no chat template", hint="use an instruct model")
     return tokenizer

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from krill_tui.errors import ModelError
 from krill_tui.training.model import PolicyModel
+from krill_tui.training.ranks import ALONE, Ranks
 
 Progress = Callable[[int, int], None]
 """Told after each micro-batch: tokens done, tokens in all."""
@@ -30,6 +31,8 @@ class Trainer:
     """Optimizer steps behind the policy adapter."""
     token_budget: int = DEFAULT_TOKEN_BUDGET
     """Padded tokens of one micro-batch; results do not depend on it, memory does."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,12 +52,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
     def update(self, learning_rate: float, max_grad_norm: float) -> float:
-        """Clip the accumulated gradients and step; gives their norm before clipping.
+        """Sum the accumulated gradients over the processes, clip and step; gives their norm before clipping.
 
         Raises:
             ModelError: the gradient is not finite; the weights stay as they were.
         """
         parameters = list(self.policy.policy_parameters.values())
+        self.ranks.sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm or float("inf")))
         if not torch.isfinite(torch.tensor(norm)):
             self.clear_gradients()
@@ -81,6 +85,11 @@ class MaskedMeans:
         self.tokens += float(mask.sum())
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float((value.detach() * mask).sum())
+
+    def gather(self, ranks: Ranks) -> None:
+        """Make these the means over what all processes added."""
+        self.tokens = sum(ranks.gather([self.tokens]))
+        self.sums = ranks.totals(self.sums)
 
     def mean(self, name: str) -> float:
         return self.sums.get(name, 0.0) / max(self.tokens, 1.0)

@@ -2,6 +2,9 @@
 
 Run as `python -m krill_tui.training.worker`. Requests come on standard input, one JSON object a line; replies leave on
 standard output; everything that libraries print goes to standard error. It ends when its input ends.
+
+Under `accelerate launch` there are several of it. The first reads and answers; the others get every request from it,
+and each does its share: `training/ranks.py`.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,9 +36,12 @@ from krill_tui.models.worker_protocol import (
     LoadedReply,
     LoadRequest,
     MetricsReply,
+    NoteReply,
     OkReply,
     ProgressReply,
     SampledReply,
+    SampleItem,
+    SampleOutput,
     SampleRequest,
     SaveRequest,
     SftExample,
@@ -47,6 +54,7 @@ from krill_tui.models.worker_protocol import (
 from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
 from krill_tui.training.model import ModelSettings, PolicyModel, load_base
+from krill_tui.training.ranks import ALONE, Ranks, is_out_of_memory, launched_ranks, release_memory
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
@@ -59,10 +67,15 @@ _PROGRESS_SECONDS = 0.5
 class Worker:
     """Holds the model between requests."""
 
-    def __init__(self, send: Callable[[BaseModel], None]) -> None:
+    def __init__(self, send: Callable[[BaseModel], None], ranks: Ranks = ALONE) -> None:
         self._send = send
+        self._ranks = ranks
         self._trainer: Trainer | None = None
         self._sampler: Sampler | None = None
+        """Made when something is sampled: it holds a second copy of the weights."""
+        self._sampler_is_stale = False
+        self._homes: dict[str, int] = {}
+        """Which process has the KV cache of a live episode."""
         self._base: tuple[Any, ChatTokenizer] | None = None
         self._base_source: tuple[str, str, str] | None = None
         self._progress_at = 0.0
@@ -78,11 +91,11 @@ class Worker:
                 return self._load(request)
             case SampleRequest():
                 started = time.perf_counter()
-                outputs = self._loaded[1].sample(request.items)
+                outputs = self._sample(request.items)
                 seconds = time.perf_counter() - started
-                return SampledReply(outputs=tuple(outputs), version=self._loaded[0].version, seconds=seconds)
+                return SampledReply(outputs=tuple(outputs), version=self._loaded.version, seconds=seconds)
             case FinishRequest():
-                self._loaded[1].finish(request.episodes)
+                self._finish(request.episodes)
             case SftStepRequest():
                 return self._sft(request)
             case CountTokensRequest():
@@ -90,41 +103,46 @@ class Worker:
             case GrpoStepRequest():
                 return self._grpo(request)
             case FreezeReferenceRequest():
-                self._loaded[0].start_phase()
+                self._loaded.start_phase()
             case SaveRequest():
-                save_checkpoint(self._loaded[0], Path(request.directory))
+                with self._ranks.together():
+                    if self._ranks.index == 0:
+                        save_checkpoint(self._loaded, Path(request.directory))
             case CloseRequest():
                 pass
         return OkReply()
 
     @property
-    def _loaded(self) -> tuple[Trainer, Sampler]:
-        if self._trainer is None or self._sampler is None:
+    def _loaded(self) -> Trainer:
+        if self._trainer is None:
             raise ModelError("the model worker has no model yet", hint="send a load request first")
-        return self._trainer, self._sampler
+        return self._trainer
 
     def _load(self, request: LoadRequest) -> LoadedReply:
         if request.threads:
             torch.set_num_threads(request.threads)
+        device = self._ranks.device or request.device
         settings = ModelSettings(
             lora_rank=request.lora_rank,
             lora_alpha=request.lora_alpha,
             dtype=request.dtype,
-            device=request.device,
+            device=device,
             seed=request.seed,
             max_context=request.max_context,
+            gradient_checkpointing=request.gradient_checkpointing,
         )
         # The old adapters go first, so that two models never need room at once; the base is kept if it is the same.
         self._trainer = self._sampler = None
-        wanted = (request.model, request.dtype, request.device)
+        self._homes.clear()
+        wanted = (request.model, request.dtype, device)
         if self._base is None or self._base_source != wanted:
             self._base = None
             self._base, self._base_source = load_base(*wanted), wanted
         policy = PolicyModel(*self._base, settings, name=request.model)
-        trainer = Trainer(policy, token_budget=request.token_budget)
+        trainer = Trainer(policy, token_budget=request.token_budget, ranks=self._ranks)
         if request.checkpoint:
             load_checkpoint(trainer, Path(request.checkpoint))
-        self._trainer, self._sampler = trainer, Sampler(policy)
+        self._trainer = trainer
         return LoadedReply(
             parameters=sum(p.numel() for p in policy.base.parameters()),
             trainable=sum(p.numel() for p in policy.policy_parameters.values()),
@@ -133,8 +151,29 @@ class Worker:
             version=trainer.version,
         )
 
+    def _sample(self, items: Sequence[SampleItem]) -> list[SampleOutput]:
+        """Every process samples the episodes whose caches it has; all of them get all replies."""
+        trainer, ranks = self._loaded, self._ranks
+        if self._sampler is None:
+            self._sampler = Sampler(trainer.policy, self._warn)
+        elif self._sampler_is_stale:
+            self._sampler.refresh()
+        self._sampler_is_stale = False
+        new = [item.episode for item in items if item.episode not in self._homes]
+        self._homes |= {episode: i * ranks.count // len(new) for i, episode in enumerate(new)}
+        with ranks.together():
+            own = self._sampler.sample([item for item in items if self._homes[item.episode] == ranks.index])
+        outputs = {output.episode: output for output in ranks.gather(own)}
+        return [outputs[item.episode] for item in items]
+
+    def _finish(self, episodes: Sequence[str]) -> None:
+        for episode in episodes:
+            self._homes.pop(episode, None)
+        if self._loaded and self._sampler:
+            self._sampler.finish(episodes)
+
     def _sft(self, request: SftStepRequest) -> MetricsReply:
-        trainer, sampler = self._loaded
+        trainer = self._loaded
         demonstrations = [self._tokenize(trainer, example) for example in request.examples]
         metrics = self._within_memory(
             lambda: sft_step(
@@ -146,12 +185,11 @@ class Worker:
                 progress=self._report,
             )
         )
-        if request.update:
-            sampler.refresh()
+        self._sampler_is_stale = self._sampler_is_stale or request.update
         return MetricsReply(version=trainer.version, values=metrics)
 
     def _count_tokens(self, request: CountTokensRequest) -> TokenCountsReply:
-        chat = self._loaded[0].policy.chat
+        chat = self._loaded.policy.chat
         sequences = [
             chat.conversation([{"role": m.role, "content": m.content} for m in example.messages])
             for example in request.examples
@@ -159,7 +197,7 @@ class Worker:
         return TokenCountsReply(lengths=tuple((len(s.ids), sum(s.mask)) for s in sequences))
 
     def _grpo(self, request: GrpoStepRequest) -> MetricsReply:
-        trainer, sampler = self._loaded
+        trainer = self._loaded
         settings = GrpoSettings(
             learning_rate=request.learning_rate,
             clip_epsilon=request.clip_epsilon,
@@ -179,7 +217,7 @@ class Worker:
         try:
             steps = [self._within_memory(step) for _ in range(request.num_iterations)]
         finally:
-            sampler.refresh()
+            self._sampler_is_stale = True
         return MetricsReply(version=trainer.version, values=over_iterations(steps))
 
     @staticmethod
@@ -189,23 +227,26 @@ class Worker:
 
     def _within_memory(self, step: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Run a step, halving its micro-batches while memory runs out; the metrics say what was used."""
-        trainer = self._loaded[0]
+        trainer = self._loaded
         while True:
             try:
                 return {**step(), "micro_batch_tokens": float(trainer.token_budget)}
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
                     raise
                 trainer.clear_gradients()
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                release_memory()
                 if trainer.token_budget // 2 < _SMALLEST_BUDGET:
-                    raise ModelError("out of memory even with the smallest micro-batch") from error
+                    raise ModelError(
+                        f"out of memory even with micro-batches of {trainer.token_budget} tokens",
+                        hint="policy.gradient_checkpointing, policy.dtype bfloat16 or a shorter rl.max_prompt_length",
+                    ) from error
                 trainer.token_budget //= 2
-                print(
-                    f"out of memory: micro-batches of {trainer.token_budget} tokens from now on",
-                    file=sys.stderr,
-                )
+                self._warn(f"out of memory: micro-batches of {trainer.token_budget} tokens from now on")
+
+    def _warn(self, message: str) -> None:
+        print(message, file=sys.stderr)
+        self._send(NoteReply(level="warning", message=message))
 
     def _report(self, done: int, total: int) -> None:
         now = time.monotonic()
@@ -214,15 +255,16 @@ class Worker:
             self._send(ProgressReply(done=done, total=total))
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> None:
-    """Answer requests until they end or one says close."""
+def serve(requests: BinaryIO, replies: BinaryIO, ranks: Ranks = ALONE) -> None:
+    """Answer requests until they end or one says close; only the first process reads and writes."""
 
     def send(reply: BaseModel) -> None:
-        replies.write(reply.model_dump_json().encode() + b"\n")
-        replies.flush()
+        if ranks.index == 0:
+            replies.write(reply.model_dump_json().encode() + b"\n")
+            replies.flush()
 
-    worker = Worker(send)
-    for line in requests:
+    worker = Worker(send, ranks)
+    for line in _lines(requests, ranks):
         try:
             request = request_adapter.validate_json(line)
         except ValidationError as error:
@@ -233,6 +275,11 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
         send(_answer(worker, request))
         if isinstance(request, CloseRequest):
             return
+
+
+def _lines(requests: BinaryIO, ranks: Ranks) -> Iterator[bytes]:
+    while line := ranks.broadcast(requests.readline() if ranks.index == 0 else b""):
+        yield line
 
 
 def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
@@ -247,9 +294,11 @@ def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
         return ErrorReply(message=message, detail=traceback.format_exc())
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises a plain RuntimeError when the CPU's memory is short."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error)
+def _leave_with_launcher(launcher: int) -> None:
+    """End this process once the launcher is gone, even while it waits for the others."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 def main() -> None:
@@ -259,8 +308,13 @@ def main() -> None:
     os.dup2(2, 1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    launcher = os.getppid()
+    ranks = launched_ranks()
+    if ranks.count > 1:
+        threading.Thread(target=_leave_with_launcher, args=(launcher,), daemon=True).start()
     with replies:
-        serve(sys.stdin.buffer, replies)
+        serve(sys.stdin.buffer, replies, ranks)
+    ranks.close()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,142 @@
+"""The processes that train together (`accelerate launch`): who does what, and what is summed over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from torch import Tensor
+
+from krill_tui.errors import ModelError
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=30)
+"""How long a process waits for the others: a run may play, or wait for its teacher, for hours between two requests."""
+
+
+class Ranks:
+    """Every process sees every request and does its share of it; losses are sums, so gradients are summed.
+
+    One process alone is the same with nothing to wait for. All methods but `share` are collective: every process
+    calls them, in the same order.
+    """
+
+    def __init__(self, accelerator: Accelerator | None = None) -> None:
+        self._accelerator = accelerator
+        self.index = accelerator.process_index if accelerator else 0
+        self.count = accelerator.num_processes if accelerator else 1
+
+    @property
+    def device(self) -> str | None:
+        """The device of this process where the launcher gave it one."""
+        if self._accelerator is None or self._accelerator.device.type == "cpu":
+            return None
+        return str(self._accelerator.device)
+
+    def share(self, sizes: Sequence[int]) -> list[int]:
+        """Which of some pieces are this process's: a run of neighbours, about equal in the sum of their `sizes`.
+
+        Neighbours stay together because the episodes of a group have a prompt in common. Every piece belongs to one
+        process; with few pieces some processes get none.
+        """
+        total = sum(sizes)
+        mine, before = [], 0
+        for index, size in enumerate(sizes):
+            middle = (before + size / 2) * self.count
+            if self.index * total <= middle < (self.index + 1) * total:
+                mine.append(index)
+            before += size
+        return mine
+
+    def broadcast(self, value: T) -> T:
+        """What the first process has."""
+        if self.count == 1:
+            return value
+        box: list[Any] = [value]
+        broadcast_object_list(box)
+        return box[0]
+
+    def gather(self, values: Sequence[T]) -> list[T]:
+        """The values of all processes, one after the other."""
+        return list(values) if self.count == 1 else list(gather_object(list(values)))
+
+    def totals(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Sums of the processes added up by name."""
+        total: dict[str, float] = {}
+        for name, value in self.gather(list(sums.items())):
+            total[name] = total.get(name, 0.0) + value
+        return total
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by the sum over the processes; one that a process lacks counts as 0."""
+        if self._accelerator is None or self.count == 1:
+            return
+        chosen = list(parameters)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in chosen])
+        summed = self._accelerator.reduce(flat, reduction="sum")
+        assert isinstance(summed, Tensor)
+        for parameter, part in zip(chosen, summed.split([p.numel() for p in chosen]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def close(self) -> None:
+        """Leave the others in good order."""
+        if self._accelerator:
+            self._accelerator.end_training()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A stretch of work that each process does alone; where it fails in one of them, it fails in all.
+
+        Raises:
+            MemoryError: memory ran out in another process.
+            ModelError: something else broke in another process.
+        """
+        if self.count == 1:
+            yield
+            return
+        failed: BaseException | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        told = "" if failed is None else "memory" if is_out_of_memory(failed) else str(failed) or repr(failed)
+        others = self.gather([told])
+        if failed is not None:
+            raise failed
+        if any(others):
+            if "memory" in others:
+                raise MemoryError("memory ran out in another process")
+            raise ModelError(f"another process failed: {next(filter(None, others)).splitlines()[0]}")
+
+
+ALONE = Ranks()
+
+
+def launched_ranks() -> Ranks:
+    """The processes that `accelerate launch` (or torchrun) started with this one; alone without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
+    return Ranks(Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]))
+
+
+def release_memory() -> None:
+    """Give cached blocks of a device back, after memory ran out."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch raises a plain RuntimeError when the CPU's memory, or Apple's, is short."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
