@@ -338,8 +338,8 @@ def draw(
 
     Gives the indices and their log-probabilities at the temperature; at temperature 0 the most likely index with its
     log-probability at temperature 1. Gives as well the rows whose draw could turn if every logit moved by up to `noise`
-    (`[n]`): that moves the difference of two logits by 2 noise at most, a distribution function at temperature t by
-    noise / 2t.
+    (`[n]`): that moves the difference of two logits by 2 noise at most, and the odds F / (1 - F) of a distribution
+    function at temperature t by a factor within exp(2 noise / t), which is little where F is near 0 or 1.
     """
     if logits.device.type == "mps":  # no double precision there
         logits = logits.cpu()
@@ -352,9 +352,12 @@ def draw(
     last = logits.shape[1] - 1
     picks = torch.searchsorted(total, points, right=True).clamp(max=last)
     # The borders of the token's interval; the first token has none below, the last none above.
-    below = total.gather(1, (picks - 1).clamp(min=0)).masked_fill(picks == 0, float("-inf"))
-    above = total.gather(1, picks).masked_fill(picks == last, float("inf"))
-    close = torch.minimum(points - below, above - points).squeeze(1) < noise / (2 * scale)
+    below = total.gather(1, (picks - 1).clamp(min=0)).masked_fill(picks == 0, 0.0)
+    above = torch.where(picks == last, total[:, -1:], total.gather(1, picks))
+    share = torch.expm1(2 * torch.as_tensor(noise, device=logits.device) / scale)[:, None] / total[:, -1:]
+    near = points - below < share * below * (total[:, -1:] - below)
+    near |= above - points < share * above * (total[:, -1:] - above)
+    close = near.squeeze(1)
     if greedy.any():
         best = logprobs.topk(min(2, last + 1), -1)
         picks = torch.where(greedy[:, None], best.indices[:, :1], picks)
