@@ -316,7 +316,7 @@ async def test_won_episodes_of_the_category_stand_in_the_prompt_within_the_budge
 
 def test_an_episode_block_says_task_actions_and_answers_and_reported_games_are_refused():
     block = episode_block(played("collect-0001", "put a mug on desk", "Pick"))
-    line = "task: put a mug on desk; go to desk 1 -> On the desk 1, you see a mug 2; take mug 2 from desk 1 -> You pick up the mug 2"
+    line = "task: put a mug on desk; go to desk 1 -> On the desk 1, you see a mug 2. And dust; take mug 2 from desk 1 -> You pick up the mug 2"
     assert block.principle == line
     assert render_system("alfworld", [block], PromptOptions("compact")) == f"{line} [won_collect-0001]"
     assert f"Earlier episodes that were won:\n- [won_collect-0001] {line}" in render_system(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from krill_tui.models.worker_protocol import SampleOutput
 from krill_tui.training.batches import make_batch
@@ -18,7 +15,7 @@ from krill_tui.training.model import PolicyModel
 from krill_tui.training.sampler import Sampler, draw, uniform
 from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
 from krill_tui.trajectory import EpisodeTokens
-from tests.chatml import CHATML, chatml_tokenizer
+from tests.chatml import chatml_tokenizer
 from tests.tiny_policy import ACTIONS, answer, as_tokens, item, make_policy, opening, sample_episodes
 
 
@@ -254,27 +251,7 @@ def chat(request: pytest.FixtureRequest, policy: PolicyModel) -> ChatTokenizer:
     """Also a tokenizer to which <think> and <action> are ordinary text of several tokens."""
     if request.param == "krill":
         return policy.chat
-    tokenizer = chatml_tokenizer()
-    for token in ("<think>", "</think>", "<action>", "</action>"):
-        tokenizer = _without_added(tokenizer, token)
-    tokenizer.chat_template = CHATML
-    return ChatTokenizer(tokenizer)
-
-
-def _without_added(tokenizer: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
-    """The tokenizer with an added token turned into something nobody writes."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    for entry in state["added_tokens"]:
-        if entry["content"] == token:
-            entry["content"] = f"<unused{entry['id']}>"
-    state["model"]["vocab"] = {
-        (f"<unused{i}>" if name == token else name): i for name, i in state["model"]["vocab"].items()
-    }
-    again = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token=tokenizer.eos_token
-    )
-    again.chat_template = tokenizer.chat_template
-    return again
+    return ChatTokenizer(chatml_tokenizer())
 
 
 def test_the_constraint_lets_each_action_be_said_in_the_tokens_that_training_uses(

@@ -221,7 +221,10 @@ def test_a_whole_step_has_the_gradient_of_trls_loss(
             rows = []
             for n, (prompt, (ids, _)) in enumerate(zip(prompts, completions, strict=True)):
                 row = _peft_logprobs(trainer.policy, torch.tensor([[*prompt, *ids]]), adapter, temperature)[0]
-                own = row[len(prompt) - 1 :]
+                # What a reply's end forced was certain, not drawn.
+                allowed = (episodes[n].allowed or ((),) * len(episodes[n].ids))[len(prompt) :]
+                drawn = torch.tensor([len(choices) != 1 for choices in allowed])
+                own = row[len(prompt) - 1 :] * drawn
                 rows.append(torch.nn.functional.pad(own, (0, mask.shape[1] - len(completions[n][0]))))
             return torch.stack(rows)
 

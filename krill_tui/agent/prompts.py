@@ -42,13 +42,12 @@ class PromptOptions:
 def episode_block(trajectory: Trajectory) -> Skill:
     """A finished episode as it stands in a prompt in place of a skill: its task, then action and answer in turn.
 
-    The first observation lists the room and repeats the task; it is left out. An answer is cut after its first
-    sentence or `ANSWER_LENGTH` characters.
+    The first observation lists the room and repeats the task; it is left out. An answer is cut after
+    `ANSWER_LENGTH` characters.
     """
     seen = [*(step.observation for step in trajectory.steps[1:]), trajectory.final_observation]
     turns = [
-        f"{step.action} -> {_first_sentence(answer)}"
-        for step, answer in zip(trajectory.steps, seen, strict=False)
+        f"{step.action} -> {_shortened(answer)}" for step, answer in zip(trajectory.steps, seen, strict=False)
     ]
     return Skill(
         id=EPISODE_ID + re.sub(r"[^A-Za-z0-9_.-]", "-", trajectory.id),
@@ -59,9 +58,8 @@ def episode_block(trajectory: Trajectory) -> Skill:
     )
 
 
-def _first_sentence(observation: str) -> str:
-    line = " ".join(observation.split())
-    return line.partition(". ")[0].rstrip(".")[:ANSWER_LENGTH]
+def _shortened(observation: str) -> str:
+    return " ".join(observation.split())[:ANSWER_LENGTH].rstrip(" .")
 
 
 def skill_line(skill: Skill, style: PromptStyle) -> str:

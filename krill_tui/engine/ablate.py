@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from krill_tui import paths
-from krill_tui.config.load import merge, public_dict
+from krill_tui.config.load import API_KEY_FIELDS, merge, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.curves import RateRow, RunCurves, curves_svg, rates_svg, read_curves
 from krill_tui.engine.evaluate import mcnemar_exact, newcombe_paired, wilson
@@ -238,18 +238,22 @@ class Plan:
 
     @property
     def settings(self) -> str:
-        """Twelve letters that differ where results may; the commit, seeds, speed and places are no part of it."""
-        config = public_dict(self.config)
+        """Twelve letters that differ where results may; seeds, speed and places are no part of it.
+
+        Nor are fields at their defaults, so that a new version with more settings can go on.
+        """
+        config = self.config.model_dump(mode="json", exclude_defaults=True)
         for section, names in _NO_RESULT.items():
             for name in names:
-                config[section].pop(name, None)
-        del config["seed"]
+                config.get(section, {}).pop(name, None)
+        config.pop("seed", None)
         return hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 _NO_RESULT = {
     "env": ("concurrency", "data_dir", "webshop_data", "url"),
     "policy": ("threads", "device"),
+    "model": API_KEY_FIELDS,
     "rl": ("checkpoint_interval",),
     "sft": ("checkpoint_interval",),
 }
@@ -395,7 +399,9 @@ def _job_config(
         changed["env"] |= {"name": "alfworld", "backend": "builtin"}
     if free:
         changed["policy"]["constrained"] = False
-    return KrillConfig.model_validate_json(json.dumps(changed))
+    return KrillConfig.model_validate_json(
+        json.dumps(changed)
+    )  # keys included: they go to the child, not to a file
 
 
 class Ablation:
@@ -696,7 +702,8 @@ def report_markdown(facts: Mapping[str, Any]) -> str:
         if rows:
             choice = "free text" if free or not policy["constrained"] else "a choice among admissible actions"
             lines += [f"## Success, {choice} (95 % Wilson intervals)", "", *_success_table(rows, seeds), ""]
-            lines += ["### On the same games", "", *_paired_table(rows), ""]
+            if any("against_full" in entry or "against_base" in entry for entry in rows):
+                lines += ["### On the same games", "", *_paired_table(rows), ""]
     lines += ["## Conditions", ""]
     lines += [f"- `{entry['condition']}`: {entry['what']}" for entry in entries if not entry["free"]]
     lines += [

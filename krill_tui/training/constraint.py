@@ -45,7 +45,6 @@ class ReplyState:
         self._actions = tuple(dict.fromkeys(admissible)) if constrained else ()
         self._text = ""
         self._forced: list[int] = []
-        self._closed_by_force = False
         self._trie: Trie | None = None
         self._action_budget = 0
         if self._actions:
@@ -110,7 +109,7 @@ class ReplyState:
 
     def _enter_action(self) -> None:
         """Build the trie as soon as the thought is closed, or `<action>` stands there without a thought."""
-        said = "" if self._closed_by_force else self._open_action()
+        said = self._open_action()
         if said is None:
             return
         wanted = [f"{ACTION}{action}{ACTION_END}" for action in self._actions]
@@ -130,9 +129,10 @@ class ReplyState:
         return self._text[start:] if start >= 0 else None
 
     def _force_action_when_full(self) -> None:
-        if not self._forced and len(self.ids) + self._action_budget >= self._max_tokens:
+        if len(self.ids) + self._action_budget >= self._max_tokens:
             self._force_thought_end()
 
     def _force_thought_end(self) -> None:
-        self._closed_by_force = True
-        self._forced = list(self._chat.encode(THINK_END))
+        """Close the thought and open the action in the tokens that SFT has for both: they may share one (`><`)."""
+        wanted = [f"{THINK_END}{ACTION}{action}{ACTION_END}" for action in self._actions]
+        self._trie = build_trie([self._chat.encode(text) for text in wanted])
