@@ -65,7 +65,7 @@ def collect_facts(config: KrillConfig) -> dict[str, dict[str, Any]]:
             "terminal": _terminal(),
         },
         "packages": {name: _version(name) or "not installed" for name in PACKAGES},
-        "models": {"krill-tiny": _embedded_model()},
+        "models": {"krill-tiny": _embedded_model(), "memory of the policy": _policy_memory(config)},
         "keys": {name: "set" if getattr(model, name) else "not set" for name in API_KEY_FIELDS},
         "alfworld": _alfworld_data(config),
         "webshop": _webshop_data(config),
@@ -96,6 +96,29 @@ def _embedded_model() -> str:
         return "missing"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
     return f"{folder} ({weights.stat().st_size / 1e6:.1f} MB, sha256 {digest})"
+
+
+def _policy_memory(config: KrillConfig) -> str:
+    """What training the local policy will need, from its folder's config.json; nothing is loaded or fetched."""
+    from krill_tui.engine.build import policy_model
+    from krill_tui.training.memory import Load, describe, estimate, read_shape
+
+    policy, rl = config.policy, config.rl
+    if policy.kind != "local":
+        return f"none is trained (policy.kind is {policy.kind})"
+    try:
+        shape = read_shape(policy_model(config))
+    except KrillError as error:
+        return f"unknown ({error})"
+    load = Load(
+        dtype=policy.dtype,
+        lora_rank=policy.lora_rank,
+        gradient_checkpointing=policy.gradient_checkpointing,
+        micro_batch_tokens=policy.micro_batch_tokens,
+        episodes=0 if policy.sampler == "vllm" else -(-config.env.concurrency // policy.processes),
+        context=rl.max_prompt_length + rl.max_response_length,
+    )
+    return f"{describe(estimate(shape, load), load, None)}, in each of {policy.processes} processes"
 
 
 def _alfworld_data(config: KrillConfig) -> dict[str, Any]:

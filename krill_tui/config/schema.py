@@ -78,6 +78,10 @@ class PolicyConfig(Settings):
     """Padded tokens in one training pass; updates do not depend on it, memory does. Halved when memory runs out."""
     device: str = "auto"
     """`cpu`, `cuda`, `mps`; `auto` is CUDA where there is one, else Apple's GPU, else the CPU."""
+    sampler: Literal["worker", "vllm"] = "worker"
+    """Who samples: the model worker, or a vLLM server that gets every new adapter."""
+    sampler_url: str = "http://localhost:8000"
+    """The vLLM server; it must see the run's folder."""
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
     accelerate_config: str = ""
@@ -137,6 +141,8 @@ class RlConfig(Settings):
     training_epochs: int = Field(default=150, ge=1)
     """GRPO steps."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
+    importance_sampling_cap: float = Field(default=2.0, gt=0)
+    """With a vLLM sampler: tokens are weighed by pi_old / sampler, up to this."""
     scale_rewards: Annotated[Literal["group", "batch", "none"], BeforeValidator(_scaling)] = "group"
     """Divide advantages by the standard deviation of the group's returns, of the whole batch's, or not; true and
     false mean `group` and `none`."""

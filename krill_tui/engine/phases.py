@@ -246,7 +246,7 @@ def _settings_key(config: KrillConfig) -> str:
     asked = config.model_dump(mode="json", include={"env", "policy", "skill_retrieval"})
     del asked["env"]["concurrency"]
     for name in (
-        *("threads", "device", "processes", "accelerate_config"),
+        *("threads", "device", "processes", "accelerate_config", "sampler_url"),
         *("micro_batch_tokens", "gradient_checkpointing"),
     ):
         del asked["policy"][name]

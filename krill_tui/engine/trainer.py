@@ -11,6 +11,7 @@ from krill_tui.engine.context import RunContext
 from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
 from krill_tui.models.local import Launch, LocalPolicy, WorkerClient
+from krill_tui.models.vllm import VllmPolicy, VllmServer
 from krill_tui.models.worker_protocol import GrpoEpisode, MetricsReply, SftExample
 
 KEEP_CHECKPOINTS = 3
@@ -37,7 +38,7 @@ class Trainer:
         """Checkpoint in the worker: its name, `base`, or None when nothing is loaded."""
         self._micro_batch_tokens = ctx.config.policy.micro_batch_tokens
         """Less than configured once memory ran out, also for a worker that is started again."""
-        self.policy: LocalPolicy | None = None
+        self.policy: LocalPolicy | VllmPolicy | None = None
         self.context = 0
         """Tokens the loaded model holds."""
 
@@ -56,16 +57,16 @@ class Trainer:
         """Name of the current checkpoint, e.g. `sft-32`."""
         return self._progress.get("checkpoint")
 
-    async def acting(self) -> LocalPolicy:
+    async def acting(self) -> LocalPolicy | VllmPolicy:
         """The policy with the newest weights of the run."""
         return await self._load(self.checkpoint)
 
-    async def load_for_sft(self) -> LocalPolicy:
+    async def load_for_sft(self) -> LocalPolicy | VllmPolicy:
         """The weights SFT goes on from."""
         started = self.checkpoint if self.sft_step else None
         return await self._load(started)
 
-    async def load_for_rl(self) -> LocalPolicy:
+    async def load_for_rl(self) -> LocalPolicy | VllmPolicy:
         """The weights GRPO goes on from; at its start the SFT adapter becomes the frozen reference."""
         if self.checkpoint is None and not self._ctx.config.policy.adapter:
             self._ctx.note("no cold start in this run: RL starts from the base model", "warning")
@@ -100,6 +101,9 @@ class Trainer:
             kl_coeff=config.kl_coeff,
             loss_type=config.loss_type,
             temperature=temperature,
+            importance_sampling_cap=config.importance_sampling_cap
+            if isinstance(self.policy, VllmPolicy)
+            else None,
             use_bias_correction_kl=config.use_bias_correction_kl,
             num_iterations=config.num_iterations,
         )
@@ -133,7 +137,7 @@ class Trainer:
             await self._ctx.worker.close()
         self.forget()
 
-    async def _load(self, checkpoint: str | None) -> LocalPolicy:
+    async def _load(self, checkpoint: str | None) -> LocalPolicy | VllmPolicy:
         wanted = checkpoint or "base"
         if self.policy and self._loaded == wanted:
             return self.policy
@@ -142,6 +146,12 @@ class Trainer:
         if folder and not (Path(folder) / "manifest.json").exists():
             raise UsageError(f"{folder}: holds no checkpoint of Krill")
         model = policy_model(ctx.config)
+        external = config.sampler == "vllm"
+        if external and config.constrained:
+            raise UsageError(
+                "a vLLM server cannot bind replies to the admissible actions",
+                hint="set policy.constrained to false",
+            )
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(
@@ -162,7 +172,7 @@ class Trainer:
             max_context=ctx.config.rl.max_prompt_length + ctx.config.rl.max_response_length,
             token_budget=self._micro_batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
-            episodes=ctx.config.env.concurrency,
+            episodes=0 if external else ctx.config.env.concurrency,
         )
         ctx.emit(
             ev.WorkerStarted(
@@ -175,11 +185,26 @@ class Trainer:
         )
         self._loaded = wanted
         self.context = loaded.context
+        if self.policy:
+            await self.policy.close()
+        if external:
+            if config.temperature not in (0.0, 1.0):
+                ctx.note_once("the vLLM server has to run with --logprobs-mode processed_logprobs")
+            self.policy = VllmPolicy(
+                worker,
+                VllmServer(config.sampler_url),
+                loaded,
+                ctx.store.path / "adapters",
+                name=f"vllm:{Path(model).name}",
+            )
+            return self.policy
         window = LIVE_WINDOW if ctx.config.env.backend == "http" else IN_PROCESS_WINDOW
         self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}", window=window)
         return self.policy
 
     def _taken(self, reply: MetricsReply) -> dict[str, float]:
+        if isinstance(self.policy, VllmPolicy):
+            self.policy.weights_changed()
         self._micro_batch_tokens = int(reply.values["micro_batch_tokens"])
         return reply.values
 

@@ -20,7 +20,10 @@ from krill_tui.models.worker_protocol import (
     ChatMessage,
     CloseRequest,
     CountTokensRequest,
+    DecodeRequest,
     ErrorReply,
+    ExportedReply,
+    ExportRequest,
     FinishRequest,
     FreezeReferenceRequest,
     GrpoEpisode,
@@ -38,7 +41,10 @@ from krill_tui.models.worker_protocol import (
     SaveRequest,
     SftExample,
     SftStepRequest,
+    TextReply,
     TokenCountsReply,
+    TokenizeRequest,
+    TokensReply,
     WorkerReply,
     WorkerRequest,
     reply_adapter,
@@ -52,7 +58,17 @@ _COUNTED_AT_ONCE = 256
 _GRACE = 5.0
 """Seconds a closed worker may take to leave."""
 
-Reply = TypeVar("Reply", LoadedReply, SampledReply, MetricsReply, TokenCountsReply, OkReply)
+Reply = TypeVar(
+    "Reply",
+    LoadedReply,
+    SampledReply,
+    MetricsReply,
+    TokenCountsReply,
+    TokensReply,
+    TextReply,
+    ExportedReply,
+    OkReply,
+)
 Progress = Callable[[int, int], None]
 """Told tokens done and tokens in all while a training step runs."""
 LossType = Literal["grpo", "dr_grpo", "dapo", "gspo"]
@@ -205,6 +221,7 @@ class WorkerClient:
         max_grad_norm: float = 1.0,
         temperature: float = 1.0,
         max_completion_length: int = 0,
+        importance_sampling_cap: float | None = None,
         use_bias_correction_kl: bool = False,
         num_iterations: int = 1,
         progress: Progress | None = None,
@@ -220,6 +237,7 @@ class WorkerClient:
             max_grad_norm=max_grad_norm,
             temperature=temperature,
             max_completion_length=max_completion_length,
+            importance_sampling_cap=importance_sampling_cap,
             use_bias_correction_kl=use_bias_correction_kl,
             num_iterations=num_iterations,
         )
@@ -228,6 +246,21 @@ class WorkerClient:
     async def freeze_reference(self) -> None:
         """Make the present policy the reference of RL."""
         await self.request(FreezeReferenceRequest(), OkReply)
+
+    async def tokenize(
+        self, messages: Sequence[ChatMessage], *, first: bool, ended: bool = True
+    ) -> tuple[int, ...]:
+        """Ids that messages add to a sequence; see `TokenizeRequest`."""
+        request = TokenizeRequest(messages=tuple(messages), first=first, ended=ended)
+        return (await self.request(request, TokensReply)).ids
+
+    async def decode(self, ids: Sequence[int]) -> str:
+        """The text of a reply."""
+        return (await self.request(DecodeRequest(ids=tuple(ids)), TextReply)).text
+
+    async def export(self, directory: str | Path) -> int:
+        """Write the policy adapter as a PEFT folder; gives its version."""
+        return (await self.request(ExportRequest(directory=str(directory)), ExportedReply)).version
 
     async def save(self, directory: str | Path) -> None:
         """Write a checkpoint."""

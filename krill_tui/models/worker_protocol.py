@@ -107,6 +107,8 @@ class GrpoStepRequest(Record):
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     """The temperature the episodes were sampled at; log-probabilities are taken at it."""
+    importance_sampling_cap: float | None = None
+    """Weigh each token by min(pi_old / sampler, cap): the sampler was another program. None: it was this worker."""
     max_completion_length: int = 0
     """What dr_grpo divides by; 0 takes the longest episode of the batch."""
     use_bias_correction_kl: bool = False
@@ -127,6 +129,31 @@ class SaveRequest(Record):
     directory: str
 
 
+class TokenizeRequest(Record):
+    """Ids that these messages add to an episode's sequence, up to where the policy speaks."""
+
+    kind: Literal["tokenize"] = "tokenize"
+    messages: tuple[ChatMessage, ...]
+    first: bool
+    """They begin the sequence, and may hold earlier replies."""
+    ended: bool = True
+    """The reply before them closed with the end-of-turn token."""
+
+
+class DecodeRequest(Record):
+    """The text of a reply's ids."""
+
+    kind: Literal["decode"] = "decode"
+    ids: tuple[int, ...]
+
+
+class ExportRequest(Record):
+    """Write the policy adapter alone, as a PEFT folder that another server can load."""
+
+    kind: Literal["export"] = "export"
+    directory: str
+
+
 class CloseRequest(Record):
     kind: Literal["close"] = "close"
 
@@ -140,6 +167,9 @@ WorkerRequest = Annotated[
     | GrpoStepRequest
     | FreezeReferenceRequest
     | SaveRequest
+    | TokenizeRequest
+    | DecodeRequest
+    | ExportRequest
     | CloseRequest,
     Field(discriminator="kind"),
 ]
@@ -153,6 +183,11 @@ class LoadedReply(Record):
     device: str
     version: int = 0
     """Number of optimizer steps the loaded adapter has behind it."""
+    vocabulary: int = 0
+    """Ids are below this."""
+    end_of_turn: int = 0
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end a reply."""
 
 
 class SampleOutput(Record):
@@ -194,6 +229,21 @@ class ProgressReply(Record):
     total: int
 
 
+class TokensReply(Record):
+    kind: Literal["tokens"] = "tokens"
+    ids: tuple[int, ...]
+
+
+class TextReply(Record):
+    kind: Literal["text"] = "text"
+    text: str
+
+
+class ExportedReply(Record):
+    kind: Literal["exported"] = "exported"
+    version: int
+
+
 class NoteReply(Record):
     """Between a request and its reply: a line for people. Not the reply itself."""
 
@@ -219,6 +269,9 @@ WorkerReply = Annotated[
     | SampledReply
     | MetricsReply
     | TokenCountsReply
+    | TokensReply
+    | TextReply
+    | ExportedReply
     | ProgressReply
     | NoteReply
     | OkReply

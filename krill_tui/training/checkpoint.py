@@ -35,13 +35,7 @@ def save_checkpoint(trainer: Trainer, directory: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for adapter in _ADAPTERS:
-        folder = partial / adapter
-        folder.mkdir()
-        state = get_peft_model_state_dict(
-            trainer.policy.peft, adapter_name=adapter, save_embedding_layers=False
-        )
-        save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / _WEIGHTS)
-        trainer.policy.peft.peft_config[adapter].save_pretrained(str(folder))
+        _save_adapter(trainer, adapter, partial / adapter)
     save_file(_optimizer_tensors(trainer), partial / "optimizer.safetensors")
     (partial / MANIFEST).write_text(json.dumps(_manifest(trainer), indent=2) + "\n", encoding="utf-8")
     old = directory.with_name(f".{directory.name}.old")
@@ -50,6 +44,24 @@ def save_checkpoint(trainer: Trainer, directory: Path) -> None:
         os.replace(directory, old)
     os.replace(partial, directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def export_adapter(trainer: Trainer, directory: Path) -> None:
+    """Write the policy adapter as a PEFT folder, whole or not at all; an existing one of that name is replaced."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    _save_adapter(trainer, "policy", partial)
+    shutil.rmtree(directory, ignore_errors=True)
+    os.replace(partial, directory)
+
+
+def _save_adapter(trainer: Trainer, adapter: Adapter, folder: Path) -> None:
+    folder.mkdir()
+    peft = trainer.policy.peft
+    state = get_peft_model_state_dict(peft, adapter_name=adapter, save_embedding_layers=False)
+    save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / _WEIGHTS)
+    peft.peft_config[adapter].save_pretrained(str(folder))
 
 
 def load_checkpoint(trainer: Trainer, directory: Path) -> None:

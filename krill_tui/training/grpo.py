@@ -14,7 +14,7 @@ from torch.nn import functional
 from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.training.batches import TokenBatch, make_batch, pad, split
-from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights
+from krill_tui.training.losses import GrpoLoss, LossType, grpo_loss, token_weights, truncated_weights
 from krill_tui.training.ranks import Ranks
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import MaskedMeans, Progress, Trainer, no_progress
@@ -34,6 +34,8 @@ class GrpoSettings:
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     """The one the episodes were sampled at."""
+    importance_sampling_cap: float | None = None
+    """Weigh tokens by min(pi_old / sampler, cap); None: not at all."""
     max_completion_length: int = 0
     """Divisor of dr_grpo; 0 takes the longest episode of the batch."""
     use_bias_correction_kl: bool = False
@@ -123,6 +125,9 @@ def _micro_batch(
     before = scored
     if old is not None:
         before = torch.stack([functional.pad(row, (0, width - len(row))) for row in old])
+    correction = None
+    if settings.importance_sampling_cap is not None:
+        correction = truncated_weights(before, sampled, settings.importance_sampling_cap)
     result = grpo_loss(
         logprobs,
         before,
@@ -135,6 +140,7 @@ def _micro_batch(
         kl_coeff=settings.kl_coeff,
         loss_type=settings.loss_type,
         use_bias_correction_kl=settings.use_bias_correction_kl,
+        correction=correction,
     )
     result.loss.backward()
     tally.add(result, scored - sampled, scored - before, entropies, batch.mask)

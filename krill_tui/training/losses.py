@@ -55,6 +55,15 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return torch.exp(difference) - difference - 1
 
 
+def truncated_weights(old_logprobs: Tensor, sampled_logprobs: Tensor, cap: float) -> Tensor:
+    """Truncated importance weights min(pi_old / sampler, cap) per token, without gradient, shaped like the arguments.
+
+    For episodes that another program sampled (TRL's `vllm_importance_sampling_mode="token_truncate"`): its
+    distribution differs a little from the trainer's under the same weights.
+    """
+    return torch.exp(old_logprobs - sampled_logprobs).clamp(max=cap).detach()
+
+
 def grpo_loss(
     logprobs: Tensor,
     old_logprobs: Tensor,
@@ -68,12 +77,14 @@ def grpo_loss(
     kl_coeff: float,
     loss_type: LossType,
     use_bias_correction_kl: bool = False,
+    correction: Tensor | None = None,
 ) -> GrpoLoss:
     """GRPO's clipped surrogate (the paper's Eq. 9) as a loss to minimise.
 
     `logprobs`, `old_logprobs`, `reference_logprobs`, `mask`, `weights`: `[B, T]`; `advantages`: `[B]`. The ratio is
     taken per token, for gspo per episode (the geometric mean over its tokens). `epsilon_high` None means symmetric
     clipping. `use_bias_correction_kl` multiplies the KL term by the ratio (DeepSeek-V3.2, and TRL's default).
+    `correction` `[B, T]` multiplies the surrogate, not the KL term (`truncated_weights`).
     """
     mask = mask.to(logprobs.dtype)
     log_ratio = (logprobs - old_logprobs) * mask
@@ -83,6 +94,8 @@ def grpo_loss(
     low, high = 1 - clip_epsilon, 1 + (clip_epsilon if epsilon_high is None else epsilon_high)
     advantage = advantages[:, None]
     per_token = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+    if correction is not None:
+        per_token = per_token * correction
     kl = torch.zeros_like(logprobs)
     if reference_logprobs is not None:
         kl = k3(logprobs, reference_logprobs) * mask

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
@@ -124,6 +125,13 @@ def launched_ranks() -> Ranks:
         return ALONE
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     return Ranks(Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]))
+
+
+def free_memory(device: str) -> int:
+    """Bytes that a device has left; the CPU and Apple's GPUs have the machine's."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def release_memory() -> None:

@@ -23,13 +23,17 @@ import torch
 import transformers
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
+from transformers import AutoConfig
 
-from krill_tui.errors import KrillError, ModelError
+from krill_tui.errors import DataError, KrillError, ModelError
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import (
     CloseRequest,
     CountTokensRequest,
+    DecodeRequest,
     ErrorReply,
+    ExportedReply,
+    ExportRequest,
     FinishRequest,
     FreezeReferenceRequest,
     GrpoStepRequest,
@@ -46,15 +50,26 @@ from krill_tui.models.worker_protocol import (
     SaveRequest,
     SftExample,
     SftStepRequest,
+    TextReply,
     TokenCountsReply,
+    TokenizeRequest,
+    TokensReply,
     WorkerReply,
     WorkerRequest,
     request_adapter,
 )
-from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
+from krill_tui.training.checkpoint import export_adapter, load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
-from krill_tui.training.model import ModelSettings, PolicyModel, load_base
-from krill_tui.training.ranks import ALONE, Ranks, is_out_of_memory, launched_ranks, release_memory
+from krill_tui.training.memory import Load, advice, describe, estimate, shape_of
+from krill_tui.training.model import ModelSettings, PolicyModel, choose_device, load_base
+from krill_tui.training.ranks import (
+    ALONE,
+    Ranks,
+    free_memory,
+    is_out_of_memory,
+    launched_ranks,
+    release_memory,
+)
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
@@ -108,6 +123,15 @@ class Worker:
                 with self._ranks.together():
                     if self._ranks.index == 0:
                         save_checkpoint(self._loaded, Path(request.directory))
+            case TokenizeRequest():
+                return self._tokens(request)
+            case DecodeRequest():
+                return TextReply(text=self._loaded.policy.chat.decode(request.ids))
+            case ExportRequest():
+                with self._ranks.together():
+                    if self._ranks.index == 0:
+                        export_adapter(self._loaded, Path(request.directory))
+                return ExportedReply(version=self._loaded.version)
             case CloseRequest():
                 pass
         return OkReply()
@@ -137,6 +161,7 @@ class Worker:
         wanted = (request.model, request.dtype, device)
         if self._base is None or self._base_source != wanted:
             self._base = None
+            self._estimate_memory(request, choose_device(device))
             self._base, self._base_source = load_base(*wanted), wanted
         policy = PolicyModel(*self._base, settings, name=request.model)
         trainer = Trainer(policy, token_budget=request.token_budget, ranks=self._ranks)
@@ -149,7 +174,37 @@ class Worker:
             context=policy.context,
             device=str(policy.device),
             version=trainer.version,
+            vocabulary=policy.base.get_input_embeddings().weight.shape[0],
+            end_of_turn=policy.chat.end_of_turn,
+            stop_ids=tuple(sorted(policy.chat.stop_ids)),
         )
+
+    def _tokens(self, request: TokenizeRequest) -> TokensReply:
+        chat = self._loaded.policy.chat
+        messages: list[Message] = [{"role": m.role, "content": m.content} for m in request.messages]
+        ids = chat.context(messages) if request.first else chat.next_context(messages, ended=request.ended)
+        return TokensReply(ids=ids)
+
+    def _estimate_memory(self, request: LoadRequest, device: str) -> None:
+        """Say what the model will need, before it is loaded; what cannot be estimated is not said."""
+        try:
+            shape = shape_of(AutoConfig.from_pretrained(request.model).to_dict())
+        except (OSError, ValueError, DataError):
+            return
+        load = Load(
+            dtype=request.dtype,
+            lora_rank=request.lora_rank,
+            gradient_checkpointing=request.gradient_checkpointing,
+            micro_batch_tokens=request.token_budget,
+            episodes=-(-request.episodes // self._ranks.count),
+            context=request.max_context,
+        )
+        needed, found = estimate(shape, load), free_memory(device)
+        short = needed.total > found
+        message = describe(needed, load, found)
+        if short:
+            message += f": too little; {advice(needed, load)}"
+        self._send(NoteReply(level="warning" if short else "info", message=message))
 
     def _sample(self, items: Sequence[SampleItem]) -> list[SampleOutput]:
         """Every process samples the episodes whose caches it has; all of them get all replies."""
@@ -207,6 +262,7 @@ class Worker:
             max_grad_norm=request.max_grad_norm,
             temperature=request.temperature,
             max_completion_length=request.max_completion_length,
+            importance_sampling_cap=request.importance_sampling_cap,
             use_bias_correction_kl=request.use_bias_correction_kl,
         )
         old_logprobs: dict[int, Tensor] = {}

@@ -1,0 +1,167 @@
+"""The estimate of memory, against published sizes, real models and a real run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from krill_tui.errors import DataError
+from krill_tui.models.worker_protocol import LoadRequest, NoteReply
+from krill_tui.training import worker as worker_module
+from krill_tui.training.batches import make_batch
+from krill_tui.training.memory import (
+    GIB,
+    Load,
+    activation_bytes,
+    count_parameters,
+    describe,
+    estimate,
+    read_shape,
+    shape_of,
+)
+from krill_tui.training.model import ModelSettings, PolicyModel, load_base
+from krill_tui.training.tokens import MaskedTokens
+from krill_tui.training.trainer import Trainer
+from krill_tui.training.worker import Worker
+from tests.hub_models import FAMILIES, build_family, family_config
+
+QWEN: dict[str, tuple[int, int, int, int, int, bool, int]] = {
+    # layers, hidden, heads, kv heads, mlp, tied, published parameters (Hugging Face's count of the safetensors)
+    "0.5B": (24, 896, 14, 2, 4864, True, 494_032_768),
+    "1.5B": (28, 1536, 12, 2, 8960, True, 1_543_714_304),
+    "3B": (36, 2048, 16, 2, 11008, True, 3_085_938_688),
+    "7B": (28, 3584, 28, 4, 18944, False, 7_615_616_512),
+    "32B": (64, 5120, 40, 8, 27648, False, 32_763_876_352),
+}
+
+
+@pytest.mark.parametrize("name", QWEN)
+def test_parameters_of_qwen_are_the_published_ones(name: str) -> None:
+    layers, hidden, heads, kv_heads, mlp, tied, published = QWEN[name]
+    shape = shape_of(
+        {
+            "model_type": "qwen2",
+            "num_hidden_layers": layers,
+            "hidden_size": hidden,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "intermediate_size": mlp,
+            "tie_word_embeddings": tied,
+            "vocab_size": 151_936 if tied else 152_064,
+        }
+    )
+    assert count_parameters(shape) == published
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_of_each_family_are_those_of_the_real_model(family: str) -> None:
+    config = family_config(family, eos_token_id=1)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config)
+    expected = sum(p.numel() for p in model.parameters())
+    assert count_parameters(shape_of({**config.to_dict(), "model_type": family})) == pytest.approx(
+        expected, rel=0.01
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parts_are_what_torch_holds(tmp_path: Path, dtype: Any) -> None:
+    """Weights, adapters and optimizer to the byte; what a training pass keeps within a third."""
+    folder = build_family(tmp_path, "qwen2", hidden_size=128, intermediate_size=384, num_hidden_layers=4)
+    policy = PolicyModel(
+        *load_base(str(folder), dtype, "cpu"), ModelSettings(lora_rank=8, dtype=dtype), name=str(folder)
+    )
+    policy.fused = False
+    shape = read_shape(folder)
+    needed = estimate(shape, Load(dtype, 8, gradient_checkpointing=True))
+    assert needed.weights == sum(p.nbytes for p in policy.base.parameters())
+    assert needed.adapters == sum(p.nbytes for n, p in policy.peft.named_parameters() if "lora_" in n)
+    held: dict[int, int] = {}
+    alive: list[torch.Tensor] = []
+    own = {p.untyped_storage().data_ptr() for p in policy.peft.parameters()}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            alive.append(tensor)
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    tokens = MaskedTokens(tuple(range(300)), (0,) * 210 + (1,) * 90)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logprobs = policy.token_scores(make_batch([tokens]))[0]
+    logprobs.sum().backward()
+    activations = 300 * activation_bytes(shape, policy.base.dtype.itemsize, False, False)
+    kept_logits = 90 * 1200 * 4 * 2
+    assert (activations + kept_logits) / sum(held.values()) == pytest.approx(1.0, abs=0.33)
+    trainer = Trainer(policy)
+    trainer.update(0.0, 1.0)
+    states = [v for state in trainer.optimizer.state.values() for k, v in state.items() if k != "step"]
+    gradients = sum(p.nbytes for p in policy.policy_parameters.values())
+    assert needed.optimizer == gradients + sum(value.nbytes for value in states)
+
+
+def test_what_saves_memory_saves_it_in_the_estimate() -> None:
+    shape = shape_of(family_config("qwen2", hidden_size=4096, num_hidden_layers=32).to_dict())
+    plain = estimate(shape, Load())
+    assert estimate(shape, Load(gradient_checkpointing=True)).activations < plain.activations / 5
+    assert estimate(shape, Load(dtype="bfloat16")).weights == plain.weights / 2
+    assert estimate(shape, Load(episodes=32)).kv_cache == plain.kv_cache / 2
+    assert estimate(shape, Load(episodes=0)).sampling_copy == 0
+    assert "found 8.0 GiB" in describe(plain, Load(), 8 * GIB)
+
+
+def test_a_config_without_dimensions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable dimension"):
+        shape_of({"model_type": "mamba", "vocab_size": 10})
+    with pytest.raises(DataError, match="cannot be read"):
+        read_shape(tmp_path)
+
+
+def test_the_worker_says_what_it_needs_and_warns_where_that_is_too_much(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    Worker(said.append).handle(LoadRequest(model=str(tiny_model_dir), episodes=4))
+    [note] = [reply for reply in said if isinstance(reply, NoteReply)]
+    assert note.level == "info" and note.message.startswith("memory: about")
+    monkeypatch.setattr(worker_module, "free_memory", lambda device: 1000)
+    Worker(said.append).handle(LoadRequest(model=str(tiny_model_dir), episodes=4))
+    assert said[-1].level == "warning" and "too little; policy.dtype bfloat16" in said[-1].message
+
+
+_RUN = """
+import psutil, resource, sys
+from krill_tui.models.worker_protocol import LoadRequest, SftExample, SftStepRequest, ChatMessage
+from krill_tui.training.worker import Worker
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+worker = Worker(lambda reply: None)
+before = psutil.Process().memory_info().rss
+worker.handle(LoadRequest(model=sys.argv[1], token_budget=4096, gradient_checkpointing=sys.argv[2] == "True"))
+say = lambda n: (ChatMessage(role="user", content=f"{n} room "*60), ChatMessage(role="assistant", content="look "*n))
+worker.handle(SftStepRequest(examples=tuple(SftExample(messages=say(40 + n)) for n in range(20)), learning_rate=1e-3))
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_real_run_is_near_the_estimate(tmp_path: Path) -> None:
+    """Resident memory that a training step adds, between a half and one and a half times the estimate."""
+    folder = build_family(tmp_path, "llama", hidden_size=128, intermediate_size=512, num_hidden_layers=4)
+    measured = int(
+        subprocess.run(
+            [sys.executable, "-c", _RUN, str(folder), "True"],
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        ).stdout
+    )
+    load = Load(gradient_checkpointing=True, micro_batch_tokens=4096, episodes=0)
+    assert 0.5 < measured / estimate(read_shape(folder), load).total < 1.5
