@@ -138,30 +138,44 @@ def test_the_worker_says_what_it_needs_and_warns_where_that_is_too_much(
 
 
 _RUN = """
-import psutil, resource, sys
-from krill_tui.models.worker_protocol import LoadRequest, SftExample, SftStepRequest, ChatMessage
+import resource, sys
+import psutil
+from krill_tui.models.worker_protocol import ChatMessage, LoadRequest, SftExample, SftStepRequest
 from krill_tui.training.worker import Worker
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+def step(count):
+    examples = []
+    for n in range(count):
+        ask, say = f"{n} room " * 60, "look " * (40 + n)
+        messages = (ChatMessage(role="user", content=ask), ChatMessage(role="assistant", content=say))
+        examples.append(SftExample(messages=messages))
+    return worker.handle(SftStepRequest(examples=tuple(examples), learning_rate=1e-3)).values
+
 worker = Worker(lambda reply: None)
+worker.handle(LoadRequest(model=sys.argv[1], token_budget=4096, gradient_checkpointing=True))
+step(1)
 before = psutil.Process().memory_info().rss
-worker.handle(LoadRequest(model=sys.argv[1], token_budget=4096, gradient_checkpointing=sys.argv[2] == "True"))
-say = lambda n: (ChatMessage(role="user", content=f"{n} room "*60), ChatMessage(role="assistant", content="look "*n))
-worker.handle(SftStepRequest(examples=tuple(SftExample(messages=say(40 + n)) for n in range(20)), learning_rate=1e-3))
-print(peak() - before)
+values = step(20)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(peak - before, values["policy_tokens"] / values["num_tokens"], values["num_tokens"])
 """
 
 
 @pytest.mark.slow
 def test_the_peak_of_a_real_run_is_near_the_estimate(tmp_path: Path) -> None:
-    """Resident memory that a training step adds, between a half and one and a half times the estimate."""
+    """Resident memory that a large training step adds to a small one.
+
+    The estimate counts what autograd keeps; what a pass works with and the allocator holds back come on top.
+    """
     folder = build_family(tmp_path, "llama", hidden_size=128, intermediate_size=512, num_hidden_layers=4)
-    measured = int(
-        subprocess.run(
-            [sys.executable, "-c", _RUN, str(folder), "True"],
-            capture_output=True,
-            check=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        ).stdout
-    )
-    load = Load(gradient_checkpointing=True, micro_batch_tokens=4096, episodes=0)
-    assert 0.5 < measured / estimate(read_shape(folder), load).total < 1.5
+    printed = subprocess.run(
+        [sys.executable, "-c", _RUN, str(folder)],
+        capture_output=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    ).stdout
+    measured, share, tokens = map(float, printed.split())
+    assert tokens > 4096
+    load = Load(gradient_checkpointing=True, micro_batch_tokens=4096, policy_share=share)
+    needed = estimate(read_shape(folder), load)
+    assert 0.5 < measured / (needed.activations + needed.logits) < 5

@@ -85,7 +85,7 @@ class PolicyConfig(Settings):
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
     accelerate_config: str = ""
-    """File made by `accelerate config`: several machines, or FSDP. Empty: this machine."""
+    """File made by `accelerate config` that names several machines. Empty: this machine."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the model worker; 0: it chooses."""
 

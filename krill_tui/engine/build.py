@@ -144,12 +144,12 @@ def policy_model(config: KrillConfig) -> str:
 
 
 def untrained_for(config: KrillConfig) -> str:
-    """What to know before the embedded model plays a world it never saw; empty where there is nothing."""
+    """What to know before the embedded model plays a world it hardly saw; empty where there is nothing."""
     if config.policy.kind != "local" or config.policy.model or config.env.name == "alfworld":
         return ""
     return (
-        "the embedded model krill-tiny was trained on household worlds only: in WebShop expect next to no success "
-        "and next to no learning; policy.model names another model"
+        "the embedded model krill-tiny was trained mostly on household worlds: in WebShop expect few perfect purchases, "
+        "and long episodes to outgrow its context; policy.model names another model"
     )
 
 

@@ -183,7 +183,8 @@ def count_parameters(shape: Shape) -> int:
 def estimate(shape: Shape, load: Load) -> Estimate:
     """What one process needs at its peak: everything that stays, and the largest training pass.
 
-    Sharing the episodes among processes divides the caches; with FSDP the weights are divided, too.
+    Sharing the episodes among processes divides the caches. Work space of a moment and what an allocator holds back
+    are not counted.
     """
     size = _BYTES[load.dtype]
     parameters = count_parameters(shape)

@@ -34,6 +34,12 @@ class Ranks:
         self.count = accelerator.num_processes if accelerator else 1
 
     @property
+    def sharded(self) -> str:
+        """What the launcher's config would shard the weights with; empty where each process has them all."""
+        kind = self._accelerator.distributed_type.value if self._accelerator else ""
+        return kind if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM") else ""
+
+    @property
     def device(self) -> str | None:
         """The device of this process where the launcher gave it one."""
         if self._accelerator is None or self._accelerator.device.type == "cpu":

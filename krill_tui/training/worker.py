@@ -145,6 +145,11 @@ class Worker:
     def _load(self, request: LoadRequest) -> LoadedReply:
         if request.threads:
             torch.set_num_threads(request.threads)
+        if self._ranks.sharded:
+            raise ModelError(
+                f"the model worker does not shard weights ({self._ranks.sharded})",
+                hint="policy.accelerate_config has to give each process the whole model",
+            )
         device = self._ranks.device or request.device
         settings = ModelSettings(
             lora_rank=request.lora_rank,
