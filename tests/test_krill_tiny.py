@@ -64,7 +64,7 @@ def test_the_shipped_folder_is_small_and_within_the_promised_shape(policy: Polic
 def test_every_key_of_a_skill_is_one_token(policy: PolicyModel) -> None:
     keys = [f"{key}:" for key in (*usual_places(), "clean", "heat", "cool")]
     assert [key for key in keys if len(policy.chat.encode(key)) != 1] == []
-    assert max(len(policy.chat.encode(f" {thing}")) for thing in usual_places()) <= 4
+    assert max(len(policy.chat.encode(f" {thing}")) for thing in usual_places()) <= 6
 
 
 def test_a_thought_gives_the_place_that_the_skill_of_the_prompt_names(policy: PolicyModel) -> None:
