@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
@@ -53,7 +54,9 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int, words: Iterable[str] 
     known = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)))
     tokenizer.train_from_iterator((part for text in texts for part in known.split(text) if part), trainer)
     model = json.loads(tokenizer.to_str())["model"]
-    fast = Qwen2Tokenizer(
+    # Its annotations are narrower than what it takes.
+    make: Any = Qwen2Tokenizer
+    fast = make(
         vocab=model["vocab"],
         merges=[tuple(pair) for pair in model["merges"]],
         unk_token=None,
