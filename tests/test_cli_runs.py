@@ -47,7 +47,9 @@ def events_of(name: str) -> list[ev.Event]:
 def test_collect_then_distill_then_inspect_pass_files_by_their_default_names(
     krill: Krill, tmp_path: Path
 ) -> None:
-    out = krill("collect", "--mock", "--policy", "expert", "--episodes", 12, "--display", "none")
+    # Without skills the expert searches longer than the preset lets it.
+    longer = ("--set", "env.max_steps=30")
+    out = krill("collect", "--mock", "--policy", "expert", "--episodes", 12, "--display", "none", *longer)
     assert out == "wrote data/trajectories.json: 12 episodes, 12 won\n"
     assert len(load_trajectories(tmp_path / "data" / "trajectories.json")) == 12
     assert "12 trajectories" in krill("inspect", "data/trajectories.json")

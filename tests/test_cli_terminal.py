@@ -144,7 +144,8 @@ def journal_has(name: str, kind: type[ev.BaseEvent]) -> Callable[[], bool]:
 
 
 def test_in_a_terminal_a_command_opens_the_app_and_its_result_stays_when_it_closes(tmp_path: Path) -> None:
-    arguments = ("collect", "--mock", "--policy", "expert", "--episodes", "4", "--run", "mine")
+    expert = ("collect", "--mock", "--policy", "expert", "--set", "env.max_steps=30")
+    arguments = (*expert, "--episodes", "4", "--run", "mine")
     terminal = Terminal(*arguments, cwd=tmp_path)
     terminal.read_until(journal_has("mine", ev.RunFinished))
     terminal.type("q")

@@ -250,7 +250,7 @@ def test_running_out_of_memory_halves_the_micro_batches_and_says_so(
     assert reply.values["micro_batch_tokens"] == 512
     assert reply.version == 1
     assert "micro-batches of 512 tokens" in capfd.readouterr().err
-    notes = [reply for reply in said if isinstance(reply, NoteReply)]
+    notes = [reply for reply in said if isinstance(reply, NoteReply) and reply.level == "warning"]
     assert [(note.level, note.message[:13]) for note in notes] == [("warning", "out of memory")] * 2
     assert "512 tokens" in notes[-1].message
     limit = 0
