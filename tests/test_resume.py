@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,11 +34,12 @@ SETTINGS = {
     "rl.batch_size": 8,
     "rl.group_size": 4,
     "rl.training_epochs": 3,
-    "rl.checkpoint_interval": 2,
+    "rl.checkpoint_interval": 3,
+    "rl.num_iterations": 2,
     "rl.max_prompt_length": 460,
     "rl.max_response_length": 30,
     "evolution.episodes": 8,
-    "evolution.validation_interval": 2,
+    "evolution.validation_interval": 1,
     "evaluation.episodes": 8,
 }
 
@@ -47,7 +50,9 @@ KILLS: list[tuple[str, Callable[[ev.Event], bool]]] = [
     ("fine-tuning", lambda e: e.kind == "sft_stepped" and e.step == 5),
     ("validating", lambda e: e.kind == "episode_finished" and e.purpose == "validate"),
     ("reinforcing", lambda e: e.kind == "episode_finished" and e.purpose == "rl"),
-    ("updating", lambda e: e.kind == "grpo_stepped" and e.step == 1),
+    # Two updates and two evolutions behind the newest checkpoint, then an update that no checkpoint holds.
+    ("evolving", lambda e: e.kind == "evolved" and e.step == 2),
+    ("updating", lambda e: e.kind == "grpo_stepped" and e.step == 3),
 ]
 
 
@@ -62,7 +67,7 @@ def kill_at(run: Path, model: Path, when: Callable[[ev.Event], bool]) -> None:
     follower = JournalFollower(run / "events.jsonl")
     follower.read_new()
     process = subprocess.Popen(command(run.name, model), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     try:
         while not any(when(event) for event in follower.read_new()):
             if process.poll() is not None:
@@ -75,19 +80,43 @@ def kill_at(run: Path, model: Path, when: Callable[[ev.Event], bool]) -> None:
         process.communicate()
 
 
-def weights(run: Path) -> dict[str, list[float]]:
-    [adapter] = (run / "checkpoints" / "rl-3").rglob("policy/*.safetensors")
-    return {name: array.ravel().tolist() for name, array in load_file(adapter).items()}
+def state(checkpoint: Path) -> dict[str, list[float]]:
+    """Adapters, optimizer and random state of a checkpoint, and its manifest."""
+    found = {
+        f"{file.parent.name}/{file.name}/{name}": array.ravel().tolist()
+        for file in sorted(checkpoint.rglob("*.safetensors"))
+        for name, array in load_file(file).items()
+    }
+    assert {name.split("/", 1)[0] for name in found} == {"policy", "reference", checkpoint.name}
+    return found | json.loads((checkpoint / "manifest.json").read_text())
+
+
+def told(run: Path) -> dict[str, object]:
+    """What the journal says of training, each step as it was last: a step behind no checkpoint is done again."""
+    events = list(read_journal(run / "events.jsonl"))
+    # Beside times: what the sampler said of its own tokens has the last bits of the batch it said them in.
+    timed = ("time", "per_second", "sampling/")
+    steps = {
+        (e.kind, e.step): {name: x for name, x in e.metrics.items() if not any(t in name for t in timed)}
+        for e in events
+        if isinstance(e, ev.SftStepped | ev.GrpoStepped)
+    }
+    cycles = [(e.cycle, e.step, e.accepted, e.rates) for e in events if e.kind == "evolved"]
+    validations = [(e.step, e.overall, e.categories) for e in events if e.kind == "validated"]
+    return {"steps": steps, "cycles": cycles, "validations": validations}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_killed_in_every_phase_ends_like_one_that_never_was(tmp_path: Path):
     model = build_tiny_model(tmp_path / "model")
     runs = Path(os.environ["KRILL_RUNS"])
     subprocess.run(command("whole", model), check=True, stdout=subprocess.DEVNULL)
     for _, when in KILLS:
         kill_at(runs / "broken", model, when)
+    # As if the last kill had come between a checkpoint and the line that makes it the current one.
+    checkpoints = runs / "broken" / "checkpoints"
+    shutil.copytree(checkpoints / "rl-0", checkpoints / "rl-3")
     subprocess.run(command("broken", model), check=True, stdout=subprocess.DEVNULL)
 
     whole, broken = runs / "whole", runs / "broken"
@@ -95,7 +124,17 @@ def test_a_run_killed_in_every_phase_ends_like_one_that_never_was(tmp_path: Path
     written = list(read_trajectory_lines(broken / "trajectories.jsonl"))
     assert Counter(t.id for t in written) == Counter(expected.keys())
     for trajectory in written:
-        assert [s.text for s in trajectory.steps] == [s.text for s in expected[trajectory.id].steps]
+        same = expected[trajectory.id]
+        assert [s.text for s in trajectory.steps] == [s.text for s in same.steps]
+        assert (trajectory.policy_version, trajectory.bank_version, trajectory.skills) == (
+            same.policy_version,
+            same.bank_version,
+            same.skills,
+        )
+    # SFT's updates are behind RL's, and RL's are two to a step.
+    last = {t.policy_version for t in expected.values() if t.id.startswith("rl-0003-")}
+    [version] = last
+    assert version > 4
 
     events = list(read_journal(broken / "events.jsonl"))
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
@@ -108,4 +147,11 @@ def test_a_run_killed_in_every_phase_ends_like_one_that_never_was(tmp_path: Path
     assert [(s.id, s.principle, s.stats) for s in bank.skills()] == [
         (s.id, s.principle, s.stats) for s in whole_bank.skills()
     ]
-    assert weights(broken) == weights(whole)
+    assert told(broken) == told(whole)
+    for name in ("rl-0", "rl-3"):
+        assert state(broken / "checkpoints" / name) == state(whole / "checkpoints" / name)
+    # The reference stayed what SFT had made, while the policy moved.
+    first, last = (state(whole / "checkpoints" / name) for name in ("rl-0", "rl-3"))
+    for name in (name for name in first if name.startswith("reference/")):
+        assert last[name] == first[name] == first[name.replace("reference/", "policy/", 1)]
+    assert any(last[name] != first[name] for name in first if name.startswith("policy/"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens
-from tests.tiny_policy import as_tokens, item, make_policy, opening, sample_episodes
+from tests.tiny_policy import as_tokens, gradients_of, item, make_policy, opening, sample_episodes
 
 Fresh = Callable[[], Trainer]
 DEMONSTRATIONS: list[list[Message]] = [
@@ -136,12 +137,71 @@ def test_a_grpo_step_does_not_depend_on_micro_batches_or_order(fresh: Fresh, los
     assert one["grad_norm"] > 1e-3
 
 
-def test_the_first_step_after_sampling_has_ratio_one(fresh: Fresh) -> None:
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo", "gspo"])
+def test_a_grpo_gradient_is_the_same_however_the_batch_is_cut(fresh: Fresh, loss_type: str) -> None:
+    """Micro-batches, order, padding or packing, merged weights or PEFT's layers: at the second of two iterations."""
     trainer = fresh()
-    metrics = grpo_step(trainer, _episodes(trainer), GrpoSettings(learning_rate=1e-3))
-    assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
-    assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
-    assert metrics["clip_ratio/region_mean"] == 0
+    trainer.policy.freeze_reference()
+    episodes = _episodes(trainer)
+    settings = GrpoSettings(
+        learning_rate=1e-2,
+        kl_coeff=0.1,
+        clip_epsilon=0.05,
+        loss_type=loss_type,  # type: ignore[arg-type]
+    )
+    old: dict[int, torch.Tensor] = {}
+    grpo_step(trainer, episodes, settings, old_logprobs=old)
+    backwards = {len(episodes) - 1 - i: row for i, row in old.items()}
+
+    def gradient(given: list[GrpoEpisode], before: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return gradients_of(trainer, lambda: grpo_step(trainer, given, settings, old_logprobs=before))
+
+    whole = gradient(episodes, old)
+    assert max(g.abs().max().item() for g in whole.values()) > 1e-3
+    for budget, packed, fused in (
+        (1, False, True),
+        (150, True, True),
+        (150, False, False),
+        (9999, False, True),
+    ):
+        trainer.token_budget, trainer.policy._packable, trainer.policy.fused = budget, packed, fused
+        assert _difference(gradient(episodes[::-1], backwards), whole) < 1e-5, (budget, packed, fused)
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_trainer_agree_before_and_after_an_update(
+    fresh: Fresh, constrained: bool, temperature: float
+) -> None:
+    trainer = fresh()
+    sampler = Sampler(trainer.policy)
+    settings = GrpoSettings(learning_rate=2e-2, temperature=temperature)
+    for _ in range(2):
+        tokens = sample_episodes(
+            trainer.policy, 6, constrained=constrained, temperature=temperature, sampler=sampler
+        )
+        episodes = [GrpoEpisode(tokens=t, advantage=(-1.0) ** n) for n, t in enumerate(tokens)]
+        metrics = grpo_step(trainer, episodes, settings)
+        assert metrics["sampling/importance_sampling_ratio/mean"] == pytest.approx(1.0, abs=1e-4)
+        assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
+        assert metrics["clip_ratio/region_mean"] == 0
+        # Until it is refreshed, the sampler is the policy before the update.
+        stale = grpo_step(trainer, episodes, settings)
+        assert stale["sampling/sampling_logp_difference/max"] > 1e-3
+        sampler.refresh()
+
+
+def test_a_merged_adapter_gives_the_logits_of_pefts_layers(fresh: Fresh) -> None:
+    policy = fresh().policy
+    ids = torch.randint(10, 300, (2, 40), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        by_layers = policy.peft(ids).logits
+        in_sampler = Sampler(policy)._model(ids).logits
+        merged = copy.deepcopy(policy.peft).merge_and_unload(adapter_names=["policy"])(ids).logits
+        base = policy.base(ids).logits
+    assert (base - by_layers).abs().max() > 0.1
+    for logits in (in_sampler, merged):
+        assert (logits - by_layers).abs().max() < 1e-4
 
 
 def test_an_episode_whose_tokens_are_masked_counts_as_an_episode_and_no_more(fresh: Fresh) -> None:

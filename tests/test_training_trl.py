@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from krill_tui.training.sft import sft_step
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens
-from tests.tiny_policy import make_policy, sample_episodes
+from tests.tiny_policy import gradients_of, make_policy, sample_episodes
 from tests.trl_oracle import MAX_COMPLETION, Completion, TrlGrpo
 
 pytest.importorskip("trl")
@@ -155,25 +155,6 @@ def test_truncated_episodes_are_masked_as_trl_masks_them(
     assert ours.loss.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
-def _captured(
-    monkeypatch: pytest.MonkeyPatch, trainer: Trainer, step: Callable[[], object]
-) -> dict[str, Tensor]:
-    """The gradient a step makes, taken where the optimizer would."""
-    gradients: dict[str, Tensor] = {}
-
-    def keep(self: Trainer, learning_rate: float, max_grad_norm: float) -> float:
-        for name, parameter in self.policy.policy_parameters.items():
-            assert parameter.grad is not None
-            gradients[name] = parameter.grad.clone()
-        return 0.0
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "update", keep)
-        step()
-    trainer.clear_gradients()
-    return gradients
-
-
 def _peft_logprobs(policy: PolicyModel, ids: Tensor, adapter: str, temperature: float) -> Tensor:
     """`[B, T - 1]` log-probabilities of each next token by PEFT's own layers and a plain softmax."""
     policy.peft.set_adapter(adapter)
@@ -192,7 +173,7 @@ def _as_completions(episodes: Sequence[EpisodeTokens]) -> tuple[list[list[int]],
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_a_whole_step_has_the_gradient_of_trls_loss(
-    trl: TrlGrpo, tiny_model_dir: Path, loss_type: LossType, monkeypatch: pytest.MonkeyPatch
+    trl: TrlGrpo, tiny_model_dir: Path, loss_type: LossType
 ) -> None:
     """From sampled episodes to the adapter's gradient, against TRL's loss over PEFT's own layers, two iterations."""
     temperature = 0.8
@@ -241,13 +222,12 @@ def test_a_whole_step_has_the_gradient_of_trls_loss(
 
     old_logprobs: dict[int, Tensor] = {}
     first, old = theirs(None)
-    ours = _captured(monkeypatch, trainer, lambda: grpo_step(trainer, batch, settings))
+    ours = gradients_of(trainer, lambda: grpo_step(trainer, batch, settings))
     _assert_same(ours, first)
     metrics = grpo_step(trainer, batch, settings, old_logprobs=old_logprobs)
     assert metrics["clip_ratio/region_mean"] == 0
     second, _ = theirs(old)
-    ours = _captured(
-        monkeypatch,
+    ours = gradients_of(
         trainer,
         lambda: metrics.update(grpo_step(trainer, batch, settings, old_logprobs=old_logprobs)),
     )
@@ -263,9 +243,7 @@ def _assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         torch.testing.assert_close(ours[name], gradient, atol=1e-5 * max(1.0, largest), rtol=0)
 
 
-def test_the_sft_loss_and_its_gradient_are_trls(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sft_loss_and_its_gradient_are_trls(tiny_model_dir: Path, tmp_path: Path) -> None:
     from datasets import Dataset
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -277,9 +255,7 @@ def test_the_sft_loss_and_its_gradient_are_trls(
         for t in episodes
     ]
     metrics: dict[str, float] = {}
-    gradients = _captured(
-        monkeypatch, ours, lambda: metrics.update(sft_step(ours, episodes, learning_rate=1e-3))
-    )
+    gradients = gradients_of(ours, lambda: metrics.update(sft_step(ours, episodes, learning_rate=1e-3)))
     model = make_policy(tiny_model_dir)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
+from torch import Tensor
 
 from krill_tui.models.worker_protocol import ChatMessage, SampleItem, SampleOutput
 from krill_tui.training.model import ModelSettings, PolicyModel, load_model
 from krill_tui.training.sampler import Sampler
+from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens
 
 ACTIONS = ("go to cabinet 1", "go to cabinet 12", "open drawer 2", "look")
@@ -71,10 +74,17 @@ def as_tokens(outputs: Sequence[SampleOutput]) -> EpisodeTokens:
 
 
 def sample_episodes(
-    policy: PolicyModel, count: int, turns: int = 3, *, constrained: bool = True, temperature: float = 1.0
+    policy: PolicyModel,
+    count: int,
+    turns: int = 3,
+    *,
+    constrained: bool = True,
+    temperature: float = 1.0,
+    sampler: Sampler | None = None,
 ) -> list[EpisodeTokens]:
     """Episodes of different lengths, played together."""
-    sampler = Sampler(policy)
+    sampler = sampler or Sampler(policy)
+    sampler.finish([str(n) for n in range(count)])
     outputs: list[list[SampleOutput]] = [[] for _ in range(count)]
     for turn in range(turns):
         items = [
@@ -90,3 +100,20 @@ def sample_episodes(
         for episode, output in zip(outputs, sampler.sample(items), strict=True):
             episode.append(output)
     return [as_tokens(episode) for episode in outputs]
+
+
+def gradients_of(trainer: Trainer, step: Callable[[], object]) -> dict[str, Tensor]:
+    """The gradient a step makes, by parameter, taken where the optimizer would; nothing is updated."""
+    gradients: dict[str, Tensor] = {}
+
+    def keep(self: Trainer, learning_rate: float, max_grad_norm: float) -> float:
+        for name, parameter in self.policy.policy_parameters.items():
+            assert parameter.grad is not None
+            gradients[name] = parameter.grad.clone()
+        return 0.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", keep)
+        step()
+    trainer.clear_gradients()
+    return gradients
