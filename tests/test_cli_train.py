@@ -74,6 +74,14 @@ def test_the_phases_one_by_one_hand_on_their_results(krill: Callable[..., str], 
     krill("distill", "--display", "none")
     out = krill("sft", "--run", "tuned", "--display", "none").splitlines()
     assert out[0] == f"checkpoint: {run_path('tuned') / 'checkpoints' / 'sft-1'}"
+    noted = [e for e in read_journal(run_path("tuned") / "events.jsonl") if isinstance(e, ev.Noted)]
+    looked = [e for e in noted if e.message.startswith("fine-tuning data: ")]
+    assert "3 demonstrations of 3 games, 3 won" in looked[0].message and "estimated" not in looked[0].message
+    facts = json.loads(krill("lint", "tuned", "--json"))
+    assert [w["message"] for w in facts["warnings"]] == [
+        e.message.removeprefix("fine-tuning data: ") for e in looked if e.level == "warning"
+    ], "the command says of a run what the run said before it learned"
+    assert facts["estimated"] is False and facts["context"] == 484
     krill("rl", "--steps", "1", "--display", "none")
     better = list_runs()[0]
     config = json.loads((run_path(better) / "config.json").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,6 +189,22 @@ async def test_a_game_of_a_finite_split_that_was_lost_is_not_tried_again() -> No
     assert 0 < len({t.task_id for t in found}) < 8
     lost = 8 - len({t.task_id for t in found})
     assert played == len(found) + lost
+
+
+@pytest.mark.parametrize("kept", [1, 3, 6, 11])
+async def test_demonstrations_broken_off_anywhere_end_as_if_they_never_were(kept: int) -> None:
+    whole, _, played = await demonstrated(14, FiniteSource(5), max_steps=8)
+    opened = await Session.open("demo", load_config(environ={}, overrides={"policy": {"kind": "expert"}}))
+    lines = opened.episodes.path.read_text().splitlines(keepends=True)
+    await opened.close()
+    finished = [line for line in lines if '"purpose":"demonstrate"' in line]
+    # As a kill leaves it: some episodes of the first round, in the order they ended, and nothing else.
+    shutil.rmtree(opened.store.path)
+    opened.store.path.mkdir(parents=True)
+    (opened.store.path / "trajectories.jsonl").write_text("".join(finished[::-1][-kept:]))
+    again, _, count = await demonstrated(14, FiniteSource(5), max_steps=8)
+    assert [(t.id, t.task_id) for t in again] == [(t.id, t.task_id) for t in whole]
+    assert count == played
 
 
 def test_demonstrations_are_taken_in_the_order_of_the_games_past_ten_thousand() -> None:

@@ -143,14 +143,22 @@ async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog
 
 
 def _promising(specs: Sequence[EpisodeSpec], played: Sequence[Trajectory]) -> list[EpisodeSpec]:
-    """Without games that were lost; a game that was not played yet only once, until it is known how it ends."""
+    """In their order, without games that were lost, up to the first game whose end has to be waited for.
+
+    Never past that one: whatever was played before a kill, in the end the same episodes are played.
+    """
     won = {t.task_id for t in played if t.success}
     tried = {t.task_id for t in played}
+    begun: set[str] = set()
     found: list[EpisodeSpec] = []
     for spec in specs:
-        if spec.task.id in won or spec.task.id not in tried:
-            tried.add(spec.task.id)
-            found.append(spec)
+        if spec.task.id in begun:
+            break
+        if spec.task.id in tried and spec.task.id not in won:
+            continue
+        if spec.task.id not in won:
+            begun.add(spec.task.id)
+        found.append(spec)
     return found
 
 
