@@ -94,7 +94,8 @@ def state(checkpoint: Path) -> dict[str, list[float]]:
 def told(run: Path) -> dict[str, object]:
     """What the journal says of training, each step as it was last: a step behind no checkpoint is done again."""
     events = list(read_journal(run / "events.jsonl"))
-    timed = ("time", "per_second")
+    # Beside times: what the sampler said of its own tokens has the last bits of the batch it said them in.
+    timed = ("time", "per_second", "sampling/")
     steps = {
         (e.kind, e.step): {name: x for name, x in e.metrics.items() if not any(t in name for t in timed)}
         for e in events
