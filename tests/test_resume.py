@@ -20,27 +20,29 @@ from krill_tui.engine.episodes import read_trajectory_lines
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import JournalFollower, read_journal
 from krill_tui.skills.bank import SkillBank
-from tests.tiny_model import build_tiny_model
 
 SETTINGS = {
-    "env.concurrency": 8,
+    "env.concurrency": 4,
     "env.max_steps": 6,
     "policy.threads": 1,
-    "collect.episodes": 24,
+    # Some of its actions are invalid then, some returns of a group differ: RL has something to learn from.
+    "policy.constrained": "false",
+    "rl.invalid_action_penalty": 0.1,
+    "collect.episodes": 12,
     "sft.num_examples": 24,
     "sft.batch_size": 4,
     "sft.epochs": 2,
     "sft.checkpoint_interval": 3,
-    "rl.batch_size": 8,
-    "rl.group_size": 4,
+    "rl.batch_size": 4,
+    "rl.group_size": 2,
     "rl.training_epochs": 3,
     "rl.checkpoint_interval": 3,
     "rl.num_iterations": 2,
-    "rl.max_prompt_length": 460,
+    "rl.max_prompt_length": 900,
     "rl.max_response_length": 30,
-    "evolution.episodes": 8,
+    "evolution.episodes": 4,
     "evolution.validation_interval": 1,
-    "evaluation.episodes": 8,
+    "evaluation.episodes": 4,
 }
 
 KILLS: list[tuple[str, Callable[[ev.Event], bool]]] = [
@@ -56,17 +58,17 @@ KILLS: list[tuple[str, Callable[[ev.Event], bool]]] = [
 ]
 
 
-def command(run: str, model: Path) -> list[str]:
+def command(run: str) -> list[str]:
     settings = [f"--set={name}={value}" for name, value in SETTINGS.items()]
     train = ["train", "--env", "alfworld", "--mock", "--seed", "3", "--display", "none", "--run", run]
-    return [sys.executable, "-m", "krill_tui", *train, f'--set=policy.model="{model}"', *settings]
+    return [sys.executable, "-m", "krill_tui", *train, *settings]
 
 
-def kill_at(run: Path, model: Path, when: Callable[[ev.Event], bool]) -> None:
+def kill_at(run: Path, when: Callable[[ev.Event], bool]) -> None:
     """Start the command and kill it without warning at the first new event that fits."""
     follower = JournalFollower(run / "events.jsonl")
     follower.read_new()
-    process = subprocess.Popen(command(run.name, model), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command(run.name), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
     try:
         while not any(when(event) for event in follower.read_new()):
@@ -108,16 +110,15 @@ def told(run: Path) -> dict[str, object]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_in_every_phase_ends_like_one_that_never_was(tmp_path: Path):
-    model = build_tiny_model(tmp_path / "model")
+def test_a_run_killed_in_every_phase_ends_like_one_that_never_was():
     runs = Path(os.environ["KRILL_RUNS"])
-    subprocess.run(command("whole", model), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL)
     for _, when in KILLS:
-        kill_at(runs / "broken", model, when)
+        kill_at(runs / "broken", when)
     # As if the last kill had come between a checkpoint and the line that makes it the current one.
     checkpoints = runs / "broken" / "checkpoints"
     shutil.copytree(checkpoints / "rl-0", checkpoints / "rl-3")
-    subprocess.run(command("broken", model), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command("broken"), check=True, stdout=subprocess.DEVNULL)
 
     whole, broken = runs / "whole", runs / "broken"
     expected = {t.id: t for t in read_trajectory_lines(whole / "trajectories.jsonl")}

@@ -85,6 +85,7 @@ async def test_each_update_is_sampled_from_and_its_log_probabilities_are_the_tra
     server = LoraServer(tiny_model_dir)
     async with serving(server) as url:
         policy = _policy(worker, url, tmp_path / "adapters")
+        played: list[list[ActReply]] = []
         for step in range(2):
             # Imitation makes the adapter differ from the base, and replies that end in an action.
             for _ in range(4):
