@@ -20,6 +20,8 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from tiny_episodes import (
     BEGINNER,
@@ -52,8 +54,8 @@ TRAIN_SHOPS = range(1_000_000, 1_000_040)
 """Each a catalogue of its own, kept in memory; the product's seeds are others."""
 SHAPE = {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "mlp": 512}
 
-FULL = 0.12
-"""Share of the episodes that are of worlds as large as the dataset's."""
+AVERAGE_EVERY = 6.0
+"""Seconds between two averages of the weights, with several processes."""
 STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
 """(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
 SHOP_BEGINNER = 0.45
@@ -226,13 +228,18 @@ def loss_of(model: Any, rows: Sequence[Row], device: str) -> tuple[Tensor, Tenso
 
 
 class Run:
-    """One training: model, optimizer, clock, log."""
+    """One training: model, optimizer, clock, log.
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    With several processes each trains on text of its own, and weights and moments are averaged every few seconds
+    (local SGD): a process that gets less of its core slows nobody down.
+    """
+
+    def __init__(self, options: argparse.Namespace, rank: int = 0) -> None:
         self.options = options
+        self.rank = rank
         self.out = Path(options.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        self.rng = Random(options.seed)
+        self.rng = Random(f"{options.seed}/{rank}" if rank else options.seed)
         # A model knows its own tokenizer only: one that goes on keeps it.
         kept = _model_folder(options.resume) if options.resume else None
         self.tokenizer: Any = (
@@ -249,6 +256,8 @@ class Run:
         )
 
     def log(self, **values: object) -> None:
+        if self.rank:
+            return
         line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
         with (self.out / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -257,7 +266,8 @@ class Run:
     def train(self, stage: str, seconds: float, peak: float) -> None:
         """Train for so long; the learning rate warms up over 100 steps and falls linearly to a twentieth."""
         start, first, last = time.perf_counter(), self.step, 0.0
-        begun, shown = self.seconds, [0.0, 0.0]
+        begun, shown, averaged = self.seconds, [0.0, 0.0], 0
+        self._averaged_tokens = self.tokens
         while (spent := time.perf_counter() - start) < seconds:
             done = spent / seconds
             rate = peak * min(1.0, (self.step - first + 1) / 100) * (1.0 - 0.95 * done)
@@ -271,12 +281,33 @@ class Run:
                     loss=shown[0] / shown[1], tokens_per_second=self.tokens / self.seconds,
                 )  # fmt: skip
                 shown = [0.0, 0.0]
-            if spent - last > 150:
+            if dist.is_initialized() and time.perf_counter() - start >= (averaged + 1) * AVERAGE_EVERY:
+                averaged += 1
+                self._average()
+            if not self.rank and spent - last > 150:
                 last = spent
                 self.save(stage)
                 self.check()
-        self.save(stage)
-        self.check()
+        while dist.is_initialized() and averaged < seconds // AVERAGE_EVERY:
+            # A process that came late at the end meets the others at each of their averages.
+            averaged += 1
+            self._average()
+        if not self.rank:
+            self.save(stage)
+            self.check()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """The mean over the processes of the weights and of AdamW's moments; tokens and steps are summed up."""
+        state = self.optimizer.state.values()
+        moments = [entry[name] for entry in state for name in ("exp_avg", "exp_avg_sq")]
+        count = dist.get_world_size()
+        for tensor in [*self.model.parameters(), *moments]:
+            dist.all_reduce(tensor)
+            tensor /= count
+        here = torch.tensor([self.tokens - self._averaged_tokens], dtype=torch.float64)
+        dist.all_reduce(here)
+        self.tokens = self._averaged_tokens = self._averaged_tokens + int(here)
 
     def _step(self, stage: str, done: float, rate: float) -> tuple[float, float]:
         options = self.options
@@ -286,13 +317,13 @@ class Run:
                 mix = Mix(
                     drills=max(options.drills, min(0.9, 1.0 - 5 * done)),
                     most=min(14, 4 + self.step // 25),
-                    full=FULL if done > 0.25 else 0.0,
+                    full=options.full if done > 0.25 else 0.0,
                     shop=options.shop if done > 0.4 else 0.0,
                 )
             else:
                 vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
                 weak = vague if stage == "weak" else None
-                mix = Mix(drills=options.drills, full=FULL, shop=options.shop, weak=weak)
+                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak)
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
@@ -335,7 +366,7 @@ class Run:
         self.model.load_state_dict(weights, strict=False)
         self.model.tie_weights()
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
-        self.rng = Random(f"{self.options.seed}/{self.step}")
+        self.rng = Random(f"{self.options.seed}/{self.step}/{self.rank}")
         saved = self.optimizer.state_dict()
         for name, value in load_file(source / "optimizer.safetensors").items():
             index, _, key = name.partition(".")
@@ -362,6 +393,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
     parser.add_argument("--shop", type=float, default=0.1, help="share of the other rows that are purchases")
+    parser.add_argument(
+        "--full", type=float, default=0.45, help="share of the episodes that are of worlds as large as the dataset's"
+    )
+    parser.add_argument("--processes", type=int, default=1, help="train in so many processes (gloo)")
     parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
     parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
@@ -385,11 +420,29 @@ def main() -> None:
         tokenizer = AutoTokenizer.from_pretrained(options.diagnose)
         print(json.dumps(diagnose(model, tokenizer, TEST_HOUSEHOLDS, options.episodes), indent=1))
         return
-    run = Run(options)
+    if options.processes > 1:
+        Path(options.out).mkdir(parents=True, exist_ok=True)
+        mp.spawn(_train, (options,), nprocs=options.processes)  # pyright: ignore[reportPrivateImportUsage]
+    else:
+        _train(0, options)
+
+
+def _train(rank: int, options: argparse.Namespace) -> None:
+    """One process of a training."""
+    torch.set_num_threads(options.threads)
+    run = Run(options, rank)
     if options.resume:
         run.resume(options.resume)
+    if options.processes > 1:
+        meeting = Path(options.out, "meeting").resolve()
+        dist.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=options.processes
+        )
+        dist.barrier()
     run.log(parameters=sum(p.numel() for p in run.model.parameters()), vocabulary=len(run.tokenizer))
     run.train(options.stage, options.minutes * 60, options.lr)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

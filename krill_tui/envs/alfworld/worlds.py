@@ -47,8 +47,8 @@ STATIONS: dict[Treatment, tuple[str, ...]] = {
 _USUAL_STATION = 0.35
 """Probability that a household's station is the dataset's."""
 
-_HOME_POWER = 0.25
-"""Below 1: a household may keep a thing where few others do."""
+HOME_POWER = 0.25
+"""Below 1: a household may keep a thing where few others do; 1: as often as the dataset does."""
 _SMALL_RECEPTACLES = (10, 14)
 _SMALL_MOST = 2
 """Receptacles of one type in a small world: many types rather than many of a type, so that habits say more."""
@@ -126,13 +126,13 @@ def household_grammar() -> Grammar:
 
 
 @lru_cache(maxsize=256)
-def household(seed: int) -> Household:
-    """The habits of a seed: the same in every split and size."""
+def household(seed: int, power: float = HOME_POWER) -> Household:
+    """The habits of a seed: the same in every split and size. `power` is for training text of other households."""
     rng = Random(f"household/{seed}")
     home: dict[str, str] = {}
     for thing in sorted({thing for room in statistics()["rooms"].values() for thing in room["objects"]}):
         weights = _plausible(thing)
-        home[thing] = rng.choices(list(weights), [weight**_HOME_POWER for weight in weights.values()])[0]
+        home[thing] = rng.choices(list(weights), [weight**power for weight in weights.values()])[0]
     rng = Random(f"household/{seed}/stations")
     stations: dict[Treatment, str] = {}
     for treatment, (usual, *others) in STATIONS.items():
@@ -152,10 +152,12 @@ def _plausible(thing: str) -> dict[str, float]:
 
 
 @lru_cache(maxsize=256)
-def build_world(size: WorldSize, split: str, seed: int, index: int) -> tuple[GameData, str]:
+def build_world(
+    size: WorldSize, split: str, seed: int, index: int, power: float = HOME_POWER
+) -> tuple[GameData, str]:
     """(game, category) of one world; the same arguments give the same world everywhere."""
     rng = Random(f"world/{size}/{split}/{seed}/{index}")
-    habits = household(seed)
+    habits = household(seed, power)
     stations = habits.stations if size == "small" else STATION
     plan = _draw_task(category_of(split, seed, index), rng, habits, stations)
     _draw_receptacles(plan, size)
