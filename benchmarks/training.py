@@ -1,8 +1,10 @@
 """Speed of sampling, GRPO and SFT beside Hugging Face's `generate` and TRL's trainers, on one model and the same data.
 
-    python benchmarks/training.py [--quick] [--repeats 3] [--parts sampling grpo sft] [--json FILE]
+    python benchmarks/training.py [--quick] [--repeats 3] [--parts sampling grpo sft] [--model FOLDER]
+        [--json FILE]
 
-A random model (by default 3 million parameters, LoRA r=16 on all linear layers, float32) does the same work each way:
+A random model (by default 3 million parameters, LoRA r=16 on all linear layers, float32), or the one of `--model`, does
+the same work each way:
 
 - sampling: the turns of all episodes; against a `generate` call per turn with the history repeated, once for each
   episode and once for all episodes together. Of the turns three are measured and multiplied.
@@ -24,6 +26,7 @@ import gc
 import importlib.util
 import json
 import random
+import shutil
 import statistics
 import sys
 import tempfile
@@ -111,7 +114,14 @@ def sentence(rng: random.Random, words: int) -> str:
 
 
 def build(folder: Path, options: argparse.Namespace) -> None:
-    """Write the random model and its tokenizer."""
+    """Write the random model and its tokenizer, or copy what `--model` names and take over its widths."""
+    options.mlp = 3 * options.hidden
+    if options.model:
+        shutil.copytree(options.model, folder, dirs_exist_ok=True)
+        config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+        options.hidden, options.layers = config.hidden_size, config.num_hidden_layers
+        options.vocab, options.mlp = config.vocab_size, config.intermediate_size
+        return
     rng = random.Random(0)
     tokenizer = build_tokenizer((sentence(rng, 40) for _ in range(200)), options.vocab)
     torch.manual_seed(0)
@@ -121,7 +131,7 @@ def build(folder: Path, options: argparse.Namespace) -> None:
         options.layers,
         heads=options.hidden // 64,
         kv_heads=max(1, options.hidden // 128),
-        mlp=3 * options.hidden,
+        mlp=options.mlp,
         context=2048,
     )
     with torch.no_grad():
@@ -145,8 +155,8 @@ def repeat(times: int, work: Callable[[], object]) -> list[float]:
 
 def roof(tokens: int, options: argparse.Namespace) -> float:
     """Floating point operations per second of matrix products as wide as the model's, for `tokens` rows."""
-    hidden = options.hidden
-    shapes = [(hidden, hidden), (hidden, 3 * hidden), (3 * hidden, hidden)]
+    hidden, mlp = options.hidden, options.mlp
+    shapes = [(hidden, hidden), (hidden, mlp), (mlp, hidden)]
     pairs = [(torch.randn(tokens, a), torch.randn(a, b)) for a, b in shapes]
     seconds = statistics.median(repeat(5, lambda: [a @ b for a, b in pairs]))
     return sum(2 * tokens * a * b for a, b in shapes) / seconds
@@ -565,6 +575,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a small model and few episodes, to see that it runs"
     )
+    parser.add_argument("--model", type=Path, help="folder of a model in place of a random one")
     parser.add_argument("--json", type=Path, help="file to write the lines to")
     options = parser.parse_args()
     if options.quick:
@@ -589,9 +600,10 @@ def main() -> None:
             PARTS[part](bench)
     if options.json:
         report = {
+            "model": str(options.model or "random"),
             "parameters": parameters,
             "roof_gflops": peak,
-            "options": {k: v for k, v in vars(options).items() if k != "json"},
+            "options": {k: v for k, v in vars(options).items() if k not in ("json", "model")},
             "lines": [vars(line) for line in bench.lines],
         }
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -142,12 +142,19 @@ class Sampler:
         return _Turn(item, episode, state, context)
 
     def _arrange(self, turns: list[_Turn]) -> tuple[list[_Turn], list[int]]:
-        """Put the episodes to sample into the first rows, in this order: those to compute by the length of what is
-        pending, then those that start with the same tokens as one of them (a GRPO group's first turn).
+        """Put the episodes to sample into the first rows, in this order: those to compute, by the length of what is
+        pending unless one pass takes them all, then those that start with the same tokens as one of them (a GRPO
+        group's first turn).
 
         Gives the turns in that order, and for each of the latter the row to copy.
         """
-        turns.sort(key=lambda turn: len(turn.episode.pending()))
+        pending = [len(turn.episode.pending()) for turn in turns]
+        if len(pending) * max(pending, default=0) <= _PREFILL_TOKENS:
+            # In the order in which they lie, nothing has to be moved.
+            rows = {id(episode): row for row, episode in enumerate(self._episodes)}
+            turns.sort(key=lambda turn: rows[id(turn.episode)])
+        else:
+            turns.sort(key=lambda turn: len(turn.episode.pending()))
         first: dict[tuple[int, ...], _Turn] = {}
         own: list[_Turn] = []
         followers: list[tuple[_Turn, _Turn]] = []
@@ -292,7 +299,7 @@ class Sampler:
         return output_logits(self._model, hidden[:, -1])
 
     def _drop_done(self, active: list[_Turn]) -> list[_Turn]:
-        """Move the rows of complete replies behind those that go on."""
+        """Move the rows of complete replies behind those that go on; rows that end together stay where they are."""
         live = len(active)
         row = 0
         while row < live:
@@ -300,6 +307,8 @@ class Sampler:
                 row += 1
                 continue
             live -= 1
+            while live > row and active[live].state.done:
+                live -= 1
             if row != live:
                 columns = max(active[row].episode.cached, active[live].episode.cached)
                 self._pool.swap_rows(row, live, columns)
