@@ -86,6 +86,8 @@ class Mix:
     """Share of the rows other than drills that are purchases."""
     weak: Mapping[str, float] | None = None
     """Stage `weak`: how often a beginner is vague."""
+    heed: float = 1.0
+    """Share of the episodes in which the skills of the prompt are followed."""
 
 
 class Encoder:
@@ -201,8 +203,8 @@ def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
     noise: Noise = (
         mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
     )
-    weights, heed = (WEAK, HEED) if mix.weak else (Weights(), 1.0)
-    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, heed))
+    weights = WEAK if mix.weak else Weights()
+    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed))
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -324,7 +326,8 @@ class Run:
             else:
                 vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
                 weak = vague if stage == "weak" else None
-                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak)
+                heed = options.heed if weak else 1.0
+                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak, heed=heed)
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
@@ -402,6 +405,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=1, help="train in so many processes (gloo)")
     parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
+    parser.add_argument(
+        "--heed",
+        type=float,
+        default=HEED,
+        help="stage weak: share of episodes that follow the prompt's skills",
+    )
     parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
     parser.add_argument(
