@@ -38,8 +38,10 @@ COMPACT = PromptOptions(style="compact", list_admissible=False)
 VAGUE = ("hmm", "hmm", "hmm", "maybe this", "not sure")
 """What a beginner thinks before doing something that is possible but leads nowhere; the first one most often."""
 
-BEGINNER = {"lookup": 0.7, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 0.5}
+BEGINNER = {"lookup": 0.6, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 0.5}
 """How often a beginner is vague, by what would have been right (`step_kind`): mostly while it searches."""
+HEED = 0.15
+"""Share of the episodes in which a beginner follows the skills of the prompt: that they help it has to learn."""
 _WANDER = 0.75
 """Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
 _ANYTHING = 0.1
@@ -52,9 +54,7 @@ _PROCEDURES = {
     "Look": "look: take it, go to desklamp, then use it",
 }
 _LESSONS = tuple(
-    principle
-    for fault, (_, principle, _) in LESSONS.items()
-    if fault not in ("unbought", "unchosen", "dear")
+    principle for fault, (_, principle, _) in LESSONS.items() if fault not in ("unbought", "unchosen", "dear")
 )
 """What the builtin teacher's miner may say of households."""
 LAST_ID = 60
@@ -191,11 +191,13 @@ def draw_episode(
     noise: Noise,
     weights: Weights = Weights(),
     size: WorldSize = "small",
+    heed: float = 1.0,
 ) -> Example:
-    """An episode of the expert who follows the skills of the prompt, with vague steps in between."""
+    """An episode of the expert with vague steps in between; it follows the skills of the prompt at the rate `heed`."""
     habits, world, task = draw_world(rng, households, size=size)
     skills = draw_skills(rng, modes, habits, stations_of(habits, size), task)
-    return play_expert(rng, AlfworldGame(world), task, skills, noise, weights, _STEP_LIMIT[size])
+    heeded = skills if rng.random() < heed else []
+    return play_expert(rng, AlfworldGame(world), task, skills, noise, weights, _STEP_LIMIT[size], heeded)
 
 
 def play_expert(
@@ -206,9 +208,13 @@ def play_expert(
     noise: Noise,
     weights: Weights,
     limit: int,
+    heeded: Sequence[Skill] | None = None,
 ) -> Example:
-    """Let the expert play, quoting skills with their ids, with vague steps in between."""
-    hints = place_hints(skills)
+    """Let the expert play, quoting skills with their ids, with vague steps in between.
+
+    `heeded`: those of the `skills` in the prompt that it follows [all].
+    """
+    hints = place_hints(skills if heeded is None else heeded)
     expert = AlfworldExpert({key: places for key, (places, _) in hints.items()})
     result = game.reset()
     example = Example(first_messages("alfworld", skills, result, task, COMPACT), [], [])

@@ -25,6 +25,7 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from tiny_episodes import (
     BEGINNER,
+    HEED,
     LAST_ID,
     Example,
     Noise,
@@ -85,6 +86,8 @@ class Mix:
     """Share of the rows other than drills that are purchases."""
     weak: Mapping[str, float] | None = None
     """Stage `weak`: how often a beginner is vague."""
+    heed: float = 1.0
+    """Share of the episodes in which the skills of the prompt are followed."""
 
 
 class Encoder:
@@ -201,7 +204,7 @@ def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
         mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
     )
     weights = WEAK if mix.weak else Weights()
-    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size))
+    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed))
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -231,7 +234,7 @@ class Run:
     """One training: model, optimizer, clock, log.
 
     With several processes each trains on text of its own, and weights and moments are averaged every few seconds
-    (local SGD): a process that gets less of its core slows nobody down.
+    (local SGD): a process that gets less of its core slows nobody down. Logged steps are the first one's.
     """
 
     def __init__(self, options: argparse.Namespace, rank: int = 0) -> None:
@@ -248,7 +251,7 @@ class Run:
         self.encoder = Encoder(self.tokenizer)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model: Any = new_model(len(self.tokenizer), options.seed).to(self.device)
-        self.step = self.tokens = 0
+        self.step = self.tokens = self._shared_tokens = 0
         self.seconds = 0.0
         self.batches: list[list[Row]] = []
         self.optimizer = torch.optim.AdamW(
@@ -267,7 +270,7 @@ class Run:
         """Train for so long; the learning rate warms up over 100 steps and falls linearly to a twentieth."""
         start, first, last = time.perf_counter(), self.step, 0.0
         begun, shown, averaged = self.seconds, [0.0, 0.0], 0
-        self._averaged_tokens = self.tokens
+        self._shared_tokens = self.tokens
         while (spent := time.perf_counter() - start) < seconds:
             done = spent / seconds
             rate = peak * min(1.0, (self.step - first + 1) / 100) * (1.0 - 0.95 * done)
@@ -298,16 +301,16 @@ class Run:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """The mean over the processes of the weights and of AdamW's moments; tokens and steps are summed up."""
+        """The mean over the processes of the weights and of AdamW's moments; their tokens are added up."""
         state = self.optimizer.state.values()
         moments = [entry[name] for entry in state for name in ("exp_avg", "exp_avg_sq")]
         count = dist.get_world_size()
         for tensor in [*self.model.parameters(), *moments]:
             dist.all_reduce(tensor)
             tensor /= count
-        here = torch.tensor([self.tokens - self._averaged_tokens], dtype=torch.float64)
+        here = torch.tensor([self.tokens - self._shared_tokens], dtype=torch.float64)
         dist.all_reduce(here)
-        self.tokens = self._averaged_tokens = self._averaged_tokens + int(here)
+        self.tokens = self._shared_tokens = self._shared_tokens + int(here)
 
     def _step(self, stage: str, done: float, rate: float) -> tuple[float, float]:
         options = self.options
@@ -323,7 +326,8 @@ class Run:
             else:
                 vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
                 weak = vague if stage == "weak" else None
-                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak)
+                heed = options.heed if weak else 1.0
+                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak, heed=heed)
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
@@ -394,10 +398,19 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
     parser.add_argument("--shop", type=float, default=0.1, help="share of the other rows that are purchases")
     parser.add_argument(
-        "--full", type=float, default=0.45, help="share of the episodes that are of worlds as large as the dataset's"
+        "--full",
+        type=float,
+        default=0.45,
+        help="share of the episodes that are of worlds as large as the dataset's",
     )
     parser.add_argument("--processes", type=int, default=1, help="train in so many processes (gloo)")
     parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
+    parser.add_argument(
+        "--heed",
+        type=float,
+        default=HEED,
+        help="stage weak: share of episodes that follow the prompt's skills",
+    )
     parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
     parser.add_argument(

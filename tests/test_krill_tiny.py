@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from krill_tui.envs.alfworld.expert import usual_places
 from krill_tui.paths import asset
@@ -158,4 +159,52 @@ def test_training_writes_a_model_that_resuming_goes_on_with(
     kept = [(Path(f) / s / "tokenizer.json").read_bytes() for f, s in ((first, "base"), (second, "weak"))]
     assert kept[0] == kept[1]
     load_model(str(tmp_path / "second" / "weak"), ModelSettings())
+    capsys.readouterr()
+
+
+def test_a_beginner_mostly_ignores_the_skills_of_the_prompt() -> None:
+    def quoting(heed: float) -> int:
+        rng = tiny_episodes.Random(2)
+        draw = (
+            tiny_episodes.draw_episode(rng, UNSEEN, tiny_measure.asked("right"), 0.0, heed=heed)
+            for _ in range(40)
+        )
+        return sum("lookup" in example.kinds for example in draw)
+
+    assert quoting(1.0) == 40
+    assert quoting(0.0) == 0
+    assert 1 <= quoting(tiny_episodes.HEED) <= 14
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_two_processes_train_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, start, out = "train_krill_tiny.py", tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    # A training goes on from any checkpoint: here from the shipped weights with a fresh optimizer.
+    (start / "base").symlink_to(asset("krill-tiny"))
+    (start / "state.json").write_text('{"stage": "base", "step": 0, "tokens": 0, "seconds": 0.0}')
+    save_file({}, start / "optimizer.safetensors")
+    arguments = [
+        "--resume",
+        str(start),
+        "--minutes",
+        "0.12",
+        "--batch",
+        "256",
+        "--processes",
+        "2",
+        "--lr",
+        "1e-4",
+    ]
+    monkeypatch.setattr(sys, "argv", [script, "--out", str(out), *arguments])
+    train_krill_tiny.main()
+    state = json.loads((out / "state.json").read_text())
+    # The tokens of both are counted; the first alone took about 256 a step.
+    assert state["tokens"] > 1.3 * 256 * state["step"] > 0
+    assert state["seconds"] >= train_krill_tiny.AVERAGE_EVERY
+    policy = load_model(str(out / "base"), ModelSettings())
+    assert all(bool(torch.isfinite(p).all()) for p in policy.base.parameters())
     capsys.readouterr()
