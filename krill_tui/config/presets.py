@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "sft": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "num_examples": 64},
         "rl": {
             "learning_rate": 1e-3,
-            "training_epochs": 20,
+            "training_epochs": 10,
             "invalid_action_penalty": 0.02,
             "max_prompt_length": 1900,
             "max_response_length": 48,
