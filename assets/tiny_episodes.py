@@ -40,7 +40,7 @@ VAGUE = ("hmm", "hmm", "hmm", "maybe this", "not sure")
 
 BEGINNER = {"lookup": 0.6, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 0.5}
 """How often a beginner is vague, by what would have been right (`step_kind`): mostly while it searches."""
-HEED = 0.15
+HEED = 0.03
 """Share of the episodes in which a beginner follows the skills of the prompt: that they help it has to learn."""
 _WANDER = 0.75
 """Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
@@ -53,13 +53,13 @@ _PROCEDURES = {
     "PickTwo": "put two: take it, put it, take the other, then put it",
     "Look": "look: take it, go to desklamp, then use it",
 }
-_LESSONS = tuple(
-    principle for fault, (_, principle, _) in LESSONS.items() if fault not in ("unbought", "unchosen", "dear")
-)
+SHOP_FAULTS = ("unbought", "unchosen", "dear")
+_LESSONS = tuple(principle for fault, (_, principle, _) in LESSONS.items() if fault not in SHOP_FAULTS)
 """What the builtin teacher's miner may say of households."""
 LAST_ID = 60
 """Ids of location skills are drawn up to this number."""
 _ORDINARY = 0.5
+"""Share of the large worlds whose household keeps things where the dataset's do."""
 _STEP_LIMIT = {"small": 25, "full": 40}
 
 
@@ -162,7 +162,6 @@ def draw_world(
 ) -> tuple[Household, GameData, Task]:
     """(household, game, task) of a new world, as the product would open it."""
     seed, index = rng.choice(households), rng.randrange(10_000)
-    # Large worlds are half of the time as orderly as the dataset's, where things mostly lie where one expects them.
     power = 1.0 if size == "full" and rng.random() < _ORDINARY else worlds.HOME_POWER
     game, category = worlds.build_world.__wrapped__(size, split, seed, index, power)
     description = game.task.strip().removesuffix(".")

@@ -6,7 +6,7 @@ import asyncio
 from functools import lru_cache
 from random import Random
 
-from tiny_episodes import COMPACT, VAGUE, Example
+from tiny_episodes import COMPACT, SHOP_FAULTS, VAGUE, Example
 
 from krill_tui.agent.actions import format_reply
 from krill_tui.agent.prompts import first_messages, render_turn
@@ -14,15 +14,12 @@ from krill_tui.envs.webshop.expert import WebshopExpert
 from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.envs.webshop.source import WebshopSource
 from krill_tui.skill import Skill
+from krill_tui.skills.lessons import LESSONS
 from krill_tui.trajectory import Task
 
 STEP_LIMIT = 7
 """So short that the expert opens one product, chooses its options and buys: longer episodes outgrow the context."""
-_LESSONS = (
-    "buy: take the best product seen before the steps end",
-    "choose: click each option that is asked for, then buy",
-    "price: go back when a product costs more than asked",
-)
+_LESSONS = tuple(LESSONS[fault][1] for fault in SHOP_FAULTS)
 _OBSERVATION = 0.025
 """Loss weight of what the shop says: its pages are long."""
 _VAGUE_WEIGHT = (1.0, 0.3)

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from tiny_episodes import (
     BEGINNER,
@@ -37,6 +36,7 @@ from tiny_episodes import (
 from tiny_measure import diagnose, measure
 from tiny_purchases import draw_purchase
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 
 from krill_tui.envs.alfworld.expert import usual_places
@@ -271,6 +271,8 @@ class Run:
         start, first, last = time.perf_counter(), self.step, 0.0
         begun, shown, averaged = self.seconds, [0.0, 0.0], 0
         self._shared_tokens = self.tokens
+        # As many for every process, however late its last step ends.
+        averages = int(seconds // AVERAGE_EVERY) if dist.is_initialized() else 0
         while (spent := time.perf_counter() - start) < seconds:
             done = spent / seconds
             rate = peak * min(1.0, (self.step - first + 1) / 100) * (1.0 - 0.95 * done)
@@ -284,16 +286,14 @@ class Run:
                     loss=shown[0] / shown[1], tokens_per_second=self.tokens / self.seconds,
                 )  # fmt: skip
                 shown = [0.0, 0.0]
-            if dist.is_initialized() and time.perf_counter() - start >= (averaged + 1) * AVERAGE_EVERY:
+            if averaged < averages and time.perf_counter() - start >= (averaged + 1) * AVERAGE_EVERY:
                 averaged += 1
                 self._average()
             if not self.rank and spent - last > 150:
                 last = spent
                 self.save(stage)
                 self.check()
-        while dist.is_initialized() and averaged < seconds // AVERAGE_EVERY:
-            # A process that came late at the end meets the others at each of their averages.
-            averaged += 1
+        for _ in range(averages - averaged):
             self._average()
         if not self.rank:
             self.save(stage)
@@ -434,8 +434,10 @@ def main() -> None:
         print(json.dumps(diagnose(model, tokenizer, TEST_HOUSEHOLDS, options.episodes), indent=1))
         return
     if options.processes > 1:
+        if torch.cuda.is_available():
+            raise SystemExit("--processes is for CPUs: they would share one GPU")
         Path(options.out).mkdir(parents=True, exist_ok=True)
-        mp.spawn(_train, (options,), nprocs=options.processes)  # pyright: ignore[reportPrivateImportUsage]
+        spawn(_train, (options,), nprocs=options.processes)
     else:
         _train(0, options)
 

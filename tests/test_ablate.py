@@ -27,12 +27,10 @@ from krill_tui.engine.ablate import (
     Job,
     JobResult,
     Plan,
-    compare,
     make_plan,
     plan_jobs,
-    report,
-    report_markdown,
 )
+from krill_tui.engine.ablate_report import compare, report, report_markdown
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.evaluate import mcnemar_exact, newcombe_paired
 from krill_tui.engine.pipeline import TRAIN, train_stages

@@ -173,7 +173,7 @@ def test_a_beginner_mostly_ignores_the_skills_of_the_prompt() -> None:
 
     assert quoting(1.0) == 40
     assert quoting(0.0) == 0
-    assert 1 <= quoting(tiny_episodes.HEED) <= 14
+    assert quoting(tiny_episodes.HEED) < quoting(0.4) < 30
 
 
 @pytest.mark.slow
@@ -187,19 +187,8 @@ def test_two_processes_train_one_model(
     (start / "base").symlink_to(asset("krill-tiny"))
     (start / "state.json").write_text('{"stage": "base", "step": 0, "tokens": 0, "seconds": 0.0}')
     save_file({}, start / "optimizer.safetensors")
-    arguments = [
-        "--resume",
-        str(start),
-        "--minutes",
-        "0.12",
-        "--batch",
-        "256",
-        "--processes",
-        "2",
-        "--lr",
-        "1e-4",
-    ]
-    monkeypatch.setattr(sys, "argv", [script, "--out", str(out), *arguments])
+    options = f"--resume {start} --minutes 0.12 --batch 256 --processes 2 --lr 1e-4"
+    monkeypatch.setattr(sys, "argv", [script, "--out", str(out), *options.split()])
     train_krill_tiny.main()
     state = json.loads((out / "state.json").read_text())
     # The tokens of both are counted; the first alone took about 256 a step.

@@ -89,7 +89,7 @@ def ablate(
     if as_json:
         print(json.dumps(facts))
     else:
-        from krill_tui.engine.ablate import report_markdown
+        from krill_tui.engine.ablate_report import report_markdown
 
         sys.stdout.write(report_markdown(facts))
     if ablation.failures:
@@ -117,7 +117,7 @@ class _Say:
 
 async def _work(ablation: Ablation, at_once: int, say: _Say) -> bool:
     """Do what is owed; True where a signal stopped it."""
-    from krill_tui.engine.ablate import write_reports
+    from krill_tui.engine.ablate_report import write_reports
     from krill_tui.headless import duration
 
     task = asyncio.current_task()
@@ -202,7 +202,7 @@ async def _execute(job: Job, say: _Say) -> JobResult:
 
 
 def _finish(plan: Plan, ablation: Ablation) -> dict[str, Any]:
-    from krill_tui.engine.ablate import write_curves, write_reports
+    from krill_tui.engine.ablate_report import write_curves, write_reports
 
     write_curves(plan, ablation.results)
     return write_reports(plan, ablation.results)

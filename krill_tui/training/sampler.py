@@ -61,8 +61,9 @@ class Sampler:
     with one number of threads. The sums of a forward pass depend on the batch's shape, in the last bits only. So a
     decision that so small a difference could turn (two logits that nearly tie, a random number close to the border
     between two tokens) is not taken from the batch: the sequence is computed again alone, and that is always the same
-    computation. It happens for about one token in a thousand. The log-probabilities that come along may still differ
-    in the last bits. In bfloat16 the noise is too large for that, and replies may differ with the batch.
+    computation. It happens for one token in a thousand, up to one in seventy where a small model writes random words.
+    The log-probabilities that come along may still differ in the last bits. In bfloat16 the noise is too large for
+    that, and replies may differ with the batch.
     """
 
     def __init__(self, policy: PolicyModel, warn: Callable[[str], None] = lambda message: None) -> None:
