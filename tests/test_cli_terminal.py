@@ -147,7 +147,7 @@ def test_in_a_terminal_a_command_opens_the_app_and_its_result_stays_when_it_clos
     expert = ("collect", "--mock", "--policy", "expert", "--set", "env.max_steps=30")
     arguments = (*expert, "--episodes", "4", "--run", "mine")
     terminal = Terminal(*arguments, cwd=tmp_path)
-    # The journal may be ahead of the screen, and a key before its first picture is lost.
+    # The journal may be ahead of the screen: a key is for what is seen.
     terminal.read_until(lambda: b"completed" in terminal.screen)
     terminal.type("q")
     code = terminal.finish()
