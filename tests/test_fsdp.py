@@ -93,13 +93,14 @@ class _Recorder:
 
 def _run_sharded(folder: Path, lines: list[str]) -> list[dict[str, Any]]:
     """What two processes find, launched with the shipped config on the CPU."""
-    config = folder / "fsdp.yaml"
-    config.write_text(paths.fsdp_config().read_text().replace("use_cpu: false", "use_cpu: true"))
     (folder / "requests.jsonl").write_text("\n".join(lines))
-    command = Launch(processes=2, config_file=str(config)).command()[:-2]
+    launch = Launch(processes=2, config_file=SHARDED, cpu=True)
+    command = launch.command()[:-2]
     command += [fsdp_process.__file__, str(folder / "requests.jsonl"), str(folder / "found")]
     # What is imported here is imported there.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = (
+        os.environ | launch.environment() | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    )
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
@@ -151,8 +152,9 @@ def test_sharded_weights_are_halves_and_update_as_whole_ones(tiny_model_dir: Pat
     for name in [*(f"{name}-{phase}" for name in loads for phase in ("sft", "rl")), "resumed"]:
         one, two = (tmp_path / side / name for side in ("one", "two"))
         assert _largest_difference(one / "policy", two / "policy") < 1e-6, name
-        for file in ("manifest.json", "reference/adapter_config.json"):
-            assert json.loads((one / file).read_text()) == json.loads((two / file).read_text())
+        assert (one / "manifest.json").read_text() == (two / "manifest.json").read_text()
+        configs = [json.loads((side / "policy" / "adapter_config.json").read_text()) for side in (one, two)]
+        assert sorted(configs[0]["target_modules"]) == sorted(configs[1]["target_modules"])
     assert _largest_difference(tmp_path / "one" / "exported", tmp_path / "two" / "exported") < 1e-6
     found = [reply["values"] for reply in first["replies"] if reply["kind"] == "metrics"]
     for mine, theirs in zip(metrics, found, strict=True):

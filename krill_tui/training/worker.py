@@ -79,7 +79,7 @@ from krill_tui.training.ranks import (
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.shard import Sharded
-from krill_tui.training.tokens import MaskedTokens
+from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
 from krill_tui.training.trainer import Trainer
 
 _SMALLEST_BUDGET = 256
@@ -99,8 +99,7 @@ class Worker:
         self._sampler_is_stale = False
         self._homes: dict[str, int] = {}
         """Which process has the KV cache of a live episode."""
-        self._base: Sequence[Any] | None = None
-        """The base model and its tokenizer."""
+        self._base: tuple[Any, ChatTokenizer] | None = None
         self._sharded: Sharded | None = None
         """The base model where its weights are sharded."""
         self._base_source: tuple[str, str, str] | None = None
@@ -181,7 +180,8 @@ class Worker:
             self._base = self._sharded = None
             self._estimate_memory(request, choose_device(device), self._ranks.count if sharding else 1)
             if sharding:
-                *self._base, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding)
+                base, chat, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding)
+                self._base = base, chat
                 self._say_shares(self._sharded)
             else:
                 self._base = load_base(*wanted)
@@ -211,12 +211,8 @@ class Worker:
 
     def _say_shares(self, sharded: Sharded) -> None:
         held = self._ranks.gather([sharded.held()])
-        of = (
-            f"{min(held):,} to {max(held):,} weights in each"
-            if max(held) > min(held)
-            else f"{held[0]:,} weights in each"
-        )
-        self._send(NoteReply(message=f"weights sharded over {len(held)} processes: {of}"))
+        message = f"weights sharded over {len(held)} processes, {max(held):,} of them in each at most"
+        self._send(NoteReply(message=message))
 
     def _estimate_memory(self, request: LoadRequest, device: str, shards: int) -> None:
         """Say what the model will need, before it is loaded; what cannot be estimated is not said."""
