@@ -316,6 +316,8 @@ class Worker:
     def _within_memory(self, step: Callable[[], dict[str, float]]) -> dict[str, float]:
         """Run a step, halving its micro-batches while memory runs out; the metrics say what was used."""
         trainer = self._loaded
+        # Each step shows life from its first micro-batch on, however short the one before it was.
+        self._progress_at = 0.0
         while True:
             try:
                 return {**step(), "micro_batch_tokens": float(trainer.token_budget)}
