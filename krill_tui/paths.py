@@ -18,6 +18,11 @@ def user_config_file() -> Path:
     return platformdirs.user_config_path("krill") / "settings.json"
 
 
+def fsdp_config() -> Path:
+    """The accelerate config that shards the policy's weights (`policy.accelerate_config=fsdp`)."""
+    return Path(__file__).parent / "training" / "fsdp.yaml"
+
+
 def asset(name: str) -> Path:
     """A file or folder of `assets/`: inside an installed package, else beside it in the checkout."""
     packaged = Path(__file__).parent / "assets" / name

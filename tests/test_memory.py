@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -116,6 +117,19 @@ def test_what_saves_memory_saves_it_in_the_estimate() -> None:
     assert estimate(shape, Load(episodes=32)).kv_cache == plain.kv_cache / 2
     assert estimate(shape, Load(episodes=0)).sampling_copy == 0
     assert "found 8.0 GiB" in describe(plain, Load(), 8 * GIB)
+
+
+def test_sharded_weights_are_divided_but_for_what_a_pass_gathers() -> None:
+    shape = shape_of(
+        family_config("llama", hidden_size=4096, intermediate_size=11008, num_hidden_layers=32).to_dict()
+    )
+    alone, shared = (estimate(shape, Load(episodes=0, shards=shards)) for shards in (1, 4))
+    assert shared.weights == -(-alone.weights // 4)
+    outside = count_parameters(dataclasses.replace(shape, layers=0)) * 4
+    layer = (alone.weights - outside) / 32
+    assert shared.gathered == pytest.approx(outside + 3 * layer, rel=1e-3)
+    assert shared.total < alone.total and alone.gathered == 0
+    assert "gathered for a pass" in describe(shared, Load(shards=4), None)
 
 
 def test_a_config_without_dimensions_is_refused(tmp_path: Path) -> None:

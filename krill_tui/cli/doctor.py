@@ -101,6 +101,7 @@ def _embedded_model() -> str:
 def _policy_memory(config: KrillConfig) -> str:
     """What training the local policy will need, from its folder's config.json; nothing is loaded or fetched."""
     from krill_tui.engine.build import policy_model
+    from krill_tui.models.local import SHARDED
     from krill_tui.training.memory import Load, describe, estimate, read_shape
 
     policy, rl = config.policy, config.rl
@@ -117,6 +118,7 @@ def _policy_memory(config: KrillConfig) -> str:
         micro_batch_tokens=policy.micro_batch_tokens,
         episodes=0 if policy.sampler == "vllm" else -(-config.env.concurrency // policy.processes),
         context=rl.max_prompt_length + rl.max_response_length,
+        shards=policy.processes if policy.accelerate_config == SHARDED else 1,
     )
     return f"{describe(estimate(shape, load), load, None)}, in each of {policy.processes} processes"
 

@@ -85,7 +85,8 @@ class PolicyConfig(Settings):
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
     accelerate_config: str = ""
-    """File made by `accelerate config` that names several machines. Empty: this machine."""
+    """`fsdp`: shard the weights over the processes, for a model that does not fit on one GPU (sampler vllm only). Or a
+    file made by `accelerate config`, which may name several machines. Empty: this machine, the model in each process."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the model worker; 0: it chooses."""
 

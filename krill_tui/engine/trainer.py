@@ -10,7 +10,7 @@ from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
 from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
-from krill_tui.models.local import Launch, LocalPolicy, WorkerClient
+from krill_tui.models.local import SHARDED, Launch, LocalPolicy, WorkerClient
 from krill_tui.models.vllm import VllmPolicy, VllmServer
 from krill_tui.models.worker_protocol import GrpoEpisode, MetricsReply, SftExample
 
@@ -151,6 +151,11 @@ class Trainer:
             raise UsageError(
                 "a vLLM server cannot bind replies to the admissible actions",
                 hint="set policy.constrained to false",
+            )
+        if config.accelerate_config == SHARDED and not external:
+            raise UsageError(
+                "sharded weights are not sampled by the model worker",
+                hint="set policy.sampler to vllm, or policy.accelerate_config to nothing",
             )
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:

@@ -14,6 +14,7 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
+from krill_tui import paths
 from krill_tui.errors import ModelError, WorkerDiedError
 from krill_tui.models.base import ActReply, ActRequest, Message
 from krill_tui.models.worker_protocol import (
@@ -51,6 +52,8 @@ from krill_tui.models.worker_protocol import (
 )
 
 _WORKER = "krill_tui.training.worker"
+SHARDED = "fsdp"
+"""Name of the shipped accelerate config that shards the weights."""
 _LINE_LIMIT = 256 * 2**20
 """Bytes of the longest reply."""
 _COUNTED_AT_ONCE = 256
@@ -82,7 +85,7 @@ class Launch:
 
     processes: int = 1
     config_file: str = ""
-    """Of `accelerate config`; it may name several machines, of which this is one."""
+    """Of `accelerate config`; it may name several machines, of which this is one. `fsdp`: the one that is shipped."""
     cpu: bool = False
     """Stay on the CPU, also where there is a GPU."""
 
@@ -91,9 +94,10 @@ class Launch:
         if self.processes == 1 and not self.config_file:
             return [sys.executable, *worker]
         launch = [sys.executable, "-m", "accelerate.commands.launch"]
+        shipped = self.config_file == SHARDED
         if self.config_file:
-            launch += ["--config_file", self.config_file]
-        if self.processes > 1:
+            launch += ["--config_file", str(paths.fsdp_config()) if shipped else self.config_file]
+        if self.processes > 1 or shipped:
             launch += ["--num_processes", str(self.processes)]
         if not self.config_file:
             # `multi_gpu` is what it calls several processes on one machine; without a GPU they talk by gloo.

@@ -101,7 +101,7 @@ def _manifest(trainer: Trainer) -> dict[str, Any]:
         "version": trainer.version,
         "lora_rank": policy.settings.lora_rank,
         "lora_alpha": policy.settings.lora_alpha,
-        "parameters": sum(p.numel() for p in policy.base.parameters()),
+        "parameters": policy.base_parameters,
     }
 
 

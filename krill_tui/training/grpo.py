@@ -76,13 +76,19 @@ def grpo_step(
     learning = [i for i, count in enumerate(own) if count]
     learning = [learning[position] for position in trainer.ranks.share([lengths[i] for i in learning])]
     with trainer.ranks.together():
-        for positions in split([sequences[i] for i in learning], trainer.token_budget, packed=packed):
+        groups = split([sequences[i] for i in learning], trainer.token_budget, packed=packed)
+        for positions in trainer.rounds(groups):
             group = [learning[position] for position in positions]
-            batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
-            computed += batch.tokens
-            weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
-            old = [old_logprobs[i] for i in group] if old_logprobs else None
-            scored = _micro_batch(trainer, batch, weights, [episodes[i] for i in group], settings, tally, old)
+            with trainer.micro_batch(reference=bool(settings.kl_coeff), train=True, empty=not group):
+                if not group:
+                    continue
+                batch = make_batch([sequences[i] for i in group], packed=packed).to(trainer.policy.device)
+                computed += batch.tokens
+                weights = token_weights(batch.mask, settings.loss_type, len(episodes), sum(own), longest)
+                old = [old_logprobs[i] for i in group] if old_logprobs else None
+                scored = _micro_batch(
+                    trainer, batch, weights, [episodes[i] for i in group], settings, tally, old
+                )
             first.update((i, row[: lengths[i]]) for i, row in zip(group, scored, strict=True))
             done += sum(lengths[i] for i in group)
             progress(done, sum(lengths))

@@ -90,6 +90,8 @@ class Load:
     """Live at once in this process; 0: sampled elsewhere, or not at all."""
     context: int = 2048
     """Tokens that an episode may take."""
+    shards: int = 1
+    """Processes that the weights are sharded over."""
     policy_share: float = 0.3
     """Part of a micro-batch's tokens that the policy said: logits are computed for those alone."""
 
@@ -101,6 +103,8 @@ class Estimate:
     parameters: int
     """Not bytes: how many there are."""
     weights: int
+    gathered: int
+    """What is whole of sharded weights at a time."""
     sampling_copy: int
     """The weights with the adapter in them, which sampling uses; embeddings are shared."""
     adapters: int
@@ -191,12 +195,13 @@ def estimate(shape: Shape, load: Load) -> Estimate:
     matrices = shape.linear_layers()
     adapted = shape.layers * sum(rows * columns for rows, columns in matrices)
     adapter = shape.layers * load.lora_rank * sum(rows + columns for rows, columns in matrices)
-    small = parameters <= _SMALL and not load.gradient_checkpointing
+    small = parameters <= _SMALL and not load.gradient_checkpointing and load.shards == 1
     # Small models are trained on merged weights of policy and reference, with a gradient of full size.
     merged = 3 * adapted * size if small else 0
     return Estimate(
         parameters=parameters,
-        weights=parameters * size + merged,
+        weights=-(-parameters // load.shards) * size + merged,
+        gathered=_gathered(shape) * size if load.shards > 1 else 0,
         sampling_copy=adapted * size if load.episodes else 0,
         adapters=2 * adapter * 4,
         optimizer=3 * adapter * 4,
@@ -206,6 +211,13 @@ def estimate(shape: Shape, load: Load) -> Estimate:
         # Logits in the model's precision and in float32, their logarithms, the entropy's work and two gradients.
         logits=int(load.micro_batch_tokens * load.policy_share) * shape.vocabulary * (size + 5 * 4),
     )
+
+
+def _gathered(shape: Shape) -> int:
+    """Parameters that a pass over sharded weights has in one piece: what is outside of the layers, and three layers,
+    one that computes, the next, and the buffer that one came in."""
+    layer = sum(rows * columns for rows, columns in shape.linear_layers())
+    return count_parameters(shape) - (shape.layers - min(shape.layers, 3)) * layer
 
 
 def activation_bytes(shape: Shape, size: int, checkpointing: bool, merged: bool) -> int:
@@ -227,6 +239,7 @@ def describe(needed: Estimate, load: Load, found: int | None) -> str:
     """One line: what is needed, of what it is made, and what was found."""
     parts = {
         "weights": needed.weights + needed.adapters,
+        "gathered for a pass": needed.gathered,
         "sampling copy": needed.sampling_copy,
         "optimizer": needed.optimizer,
         f"KV of {load.episodes} episodes": needed.kv_cache,

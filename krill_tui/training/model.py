@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -17,10 +18,12 @@ from krill_tui.errors import ModelError
 from krill_tui.training.batches import TokenBatch
 from krill_tui.training.lora import MergedLinear
 from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, pack
-from krill_tui.training.ranks import is_out_of_memory
+from krill_tui.training.ranks import Ranks, Sharding, is_out_of_memory
+from krill_tui.training.shard import Sharded, leave, shard
 from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
 
 Adapter = Literal["policy", "reference"]
+T = TypeVar("T")
 _FUSE_BELOW = 50_000_000
 """Up to this many parameters the adapter is multiplied into the weights before a pass: one product per layer instead
 of three. Above, PEFT's own layers save the memory."""
@@ -46,9 +49,22 @@ class ModelSettings:
 class PolicyModel:
     """Base model, adapters and tokenizer, with log-probabilities of given tokens."""
 
-    def __init__(self, base: Any, chat: ChatTokenizer, settings: ModelSettings, name: str = "") -> None:
-        """`base`: a Hugging Face causal LM, already on its device; it is frozen here and never changed."""
+    def __init__(
+        self,
+        base: Any,
+        chat: ChatTokenizer,
+        settings: ModelSettings,
+        name: str = "",
+        sharded: Sharded | None = None,
+    ) -> None:
+        """`base`: a Hugging Face causal LM, already on its device; it is frozen here and never changed.
+
+        Where it is `sharded` the adapters are put into it, until `release`: there is one module tree then, and weights
+        with the adapter multiplied in are not made.
+        """
         self.name = name
+        self.sharded = sharded
+        self.base_parameters = sum(p.numel() for p in base.parameters())
         self.chat = chat
         self.settings = settings
         self.base = base.requires_grad_(False).eval()
@@ -66,19 +82,29 @@ class PolicyModel:
             # PEFT still asks transformers for an attribute under its old name, and says how it treats GPT-2's layers.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False", category=UserWarning)
-            self.peft: Any = get_peft_model(_sharing_copy(base), config, adapter_name="policy")
+            tree = base if sharded else _sharing_copy(base)
+            self.peft: Any = get_peft_model(tree, config, adapter_name="policy")
             self.peft.add_adapter("reference", config)
         self._layers = _lora_layers(self.peft)
         self._train_policy_only()
-        self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
-        small = sum(p.numel() for p in base.parameters()) <= _FUSE_BELOW
+        self._trees = [self.peft.get_base_model()]
+        if not sharded:
+            self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
+            self._trees.append(self._merged)
+        small = self.base_parameters <= _FUSE_BELOW
         linear = all(type(layer.get_base_layer()) is nn.Linear for layer in self._layers.values())
         # What is computed again in the backward pass must find the same weights, which merged ones are not.
-        self.fused = small and linear and not settings.gradient_checkpointing
+        self.fused = small and linear and not settings.gradient_checkpointing and not sharded
         if settings.gradient_checkpointing:
             _checkpoint_layers(self.peft.get_base_model(), base)
         self._reference_weights: dict[str, Tensor] | None = None
         self._packable: bool | None = None
+
+    def release(self) -> None:
+        """Take the adapters out of a sharded base, which another policy can then be made of."""
+        if self._packable:
+            self._attend("sdpa")
+        self.peft.unload()
 
     @property
     def policy_parameters(self) -> dict[str, nn.Parameter]:
@@ -115,11 +141,7 @@ class PolicyModel:
         token is the most likely one. Logits are computed at the policy's tokens only.
         """
         batch = batch.to(self.device)
-        if batch.pack is not None:
-            hidden = self._hidden_packed(batch.pack, adapter)[0, batch.before]
-        else:
-            hidden = self._hidden(adapter, input_ids=batch.ids[:, :-1])[batch.rows, batch.columns - 1]
-        logits = output_logits(self.base, hidden)
+        logits = self._inside(lambda: self._logits(batch, adapter))
         if temperature not in (0.0, 1.0):
             logits = logits / temperature
         scores = score(logits, batch.targets, batch.choice_rows, batch.choices)
@@ -131,6 +153,18 @@ class PolicyModel:
             for value, values in zip(fill, scores, strict=True)
         )
         return logprobs, entropies, hits * batch.mask
+
+    def _logits(self, batch: TokenBatch, adapter: Adapter) -> Tensor:
+        """`[N, V]`, of the tokens to score."""
+        if batch.pack is not None:
+            hidden = self._hidden_packed(batch.pack, adapter)[0, batch.before]
+        else:
+            hidden = self._hidden(adapter, input_ids=batch.ids[:, :-1])[batch.rows, batch.columns - 1]
+        return output_logits(self.base, hidden)
+
+    def _inside(self, run: Callable[[], T]) -> T:
+        """Run something that computes with the base's weights."""
+        return run() if self.sharded is None else self.sharded(run)
 
     @property
     def packable(self) -> bool:
@@ -147,26 +181,30 @@ class PolicyModel:
             return False
         if self.base.config._attn_implementation != "sdpa":
             return False
-        for tree in (self.peft.get_base_model(), self._merged):
-            tree.set_attn_implementation(ATTENTION)
+        self._attend(ATTENTION)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(int(config.vocab_size), (3, 40), generator=generator)
         ids[:, :24] = ids[0, :24]
         rows = [tuple(row) for row in ids.tolist()]
         packed = pack([rows[0], rows[1][:30], rows[2]])
         try:
-            found = self._hidden_packed(packed.to(self.device), "policy")[0]
-            expected = self._hidden("policy", input_ids=ids.to(self.device))
+            found = self._inside(lambda: self._hidden_packed(packed.to(self.device), "policy"))[0]
+            expected = self._inside(lambda: self._hidden("policy", input_ids=ids.to(self.device)))
             pairs = [(found[packed.index(i)], expected[i, : 30 if i == 1 else 40]) for i in range(3)]
         except (NotPackableError, RuntimeError, TypeError, ValueError, IndexError):
             pairs = []
+            if self.sharded:  # the same has happened in all processes
+                self.sharded.start_over()
         scale = _TOLERANCE if self.base.dtype == torch.float32 else _COARSE_TOLERANCE
         same = [bool((a - b).norm() <= scale * b.norm()) for a, b in pairs]
         if same and all(same):
             return True
-        for tree in (self.peft.get_base_model(), self._merged):
-            tree.set_attn_implementation("sdpa")
+        self._attend("sdpa")
         return False
+
+    def _attend(self, implementation: str) -> None:
+        for tree in self._trees:
+            tree.set_attn_implementation(implementation)
 
     def _hidden_packed(self, row: Pack, adapter: Adapter) -> Tensor:
         """Last hidden states `[1, N, H]` of sequences in one row."""
@@ -209,7 +247,33 @@ def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -
         ModelError: no such model, no safetensors, no chat template, or a device that is not there.
     """
     chat = ChatTokenizer(load_tokenizer(folder))
-    device = choose_device(device)
+    base = _read_base(folder, dtype, choose_device(device))
+    _check_logits(base, folder)
+    return base, chat
+
+
+def load_sharded(
+    folder: str, dtype: Literal["float32", "bfloat16"], ranks: Ranks, sharding: Sharding
+) -> tuple[Any, ChatTokenizer, Sharded]:
+    """Load a base model that the processes share the weights of; see `load_base` for the errors.
+
+    The first process reads it into its main memory, and the others get their parts from it.
+    """
+    with ranks.together():
+        chat = ChatTokenizer(load_tokenizer(folder))
+        base = _read_base(folder, dtype, "cpu")
+    try:
+        sharded = shard(base, ranks, sharding)
+    except ModelError:
+        raise
+    except Exception as error:
+        leave(error)
+        raise
+    _check_logits(base, folder, sharded)
+    return base, chat, sharded
+
+
+def _read_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -> Any:
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True
@@ -226,8 +290,7 @@ def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -
     if device == "cpu":
         # Without this transformers copies grouped keys and values for every head whenever there is a mask.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    _check_logits(base.eval(), folder)
-    return base, chat
+    return base.eval()
 
 
 def choose_device(wanted: str) -> str:
@@ -266,14 +329,18 @@ def output_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-@torch.inference_mode()
-def _check_logits(base: Any, folder: str) -> None:
+@torch.no_grad()
+def _check_logits(base: Any, folder: str, sharded: Sharded | None = None) -> None:
     """Refuse a model that makes its logits in a way of its own, before anything is trained on wrong ones."""
     ids = torch.arange(2, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
-    try:
+
+    def both() -> tuple[Tensor, Tensor]:
         expected = base(input_ids=ids, use_cache=False).logits[0].float()
         hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        given = output_logits(base, hidden)
+        return output_logits(base, hidden), expected
+
+    try:
+        given, expected = sharded(both) if sharded else both()
     except (AttributeError, TypeError) as error:
         raise ModelError(f"{folder} is no causal language model that Krill can train: {error}") from error
     # As far apart as rounding in bfloat16 puts them.

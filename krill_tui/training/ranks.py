@@ -5,20 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gather_object
+from accelerate.utils import (
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    gather_object,
+)
 from torch import Tensor
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from krill_tui.errors import ModelError
 
 T = TypeVar("T")
+_SHARD_BY = "policy.accelerate_config fsdp is a config that works"
 _PATIENCE = timedelta(days=30)
 """How long a process waits for the others: a run may play, or wait for its teacher, for hours between two requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How weights are sharded; see `fsdp.yaml`."""
+
+    reshard_after_forward: bool = True
+    layers: tuple[str, ...] = ()
+    """Classes of the layers that are gathered one by one; empty: those the model names."""
 
 
 class Ranks:
@@ -34,10 +51,31 @@ class Ranks:
         self.count = accelerator.num_processes if accelerator else 1
 
     @property
-    def sharded(self) -> str:
-        """What the launcher's config would shard the weights with; empty where each process has them all."""
-        kind = self._accelerator.distributed_type.value if self._accelerator else ""
-        return kind if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM") else ""
+    def sharding(self) -> Sharding | None:
+        """How the launcher's config wants the weights sharded; None where each process has them all.
+
+        Raises:
+            ModelError: it asks for something that is not there.
+        """
+        if self._accelerator is None:
+            return None
+        kind = self._accelerator.distributed_type.value
+        if kind in ("DEEPSPEED", "MEGATRON_LM"):
+            raise ModelError(f"the model worker does not shard weights with {kind}", hint=_SHARD_BY)
+        # On CPUs accelerate reads the setting and does not take note of it.
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() not in ("1", "true"):
+            return None
+        plugin = FullyShardedDataParallelPlugin()
+        if plugin.fsdp_version != 2:
+            raise ModelError("the model worker shards weights with fsdp_version 2 only", hint=_SHARD_BY)
+        if plugin.activation_checkpointing:
+            raise ModelError(
+                "the model worker does not do fsdp_activation_checkpointing",
+                hint="policy.gradient_checkpointing",
+            )
+        if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+            raise ModelError("the model worker does not do fsdp_offload_params", hint=_SHARD_BY)
+        return Sharding(bool(plugin.reshard_after_forward), tuple(plugin.transformer_cls_names_to_wrap or ()))
 
     @property
     def device(self) -> str | None:

@@ -48,13 +48,16 @@ def sft_step(
     packed = trainer.policy.packable
     share = [demonstrations[i] for i in trainer.ranks.share([len(tokens.ids) for tokens in demonstrations])]
     with trainer.ranks.together():
-        for group in split(share, trainer.token_budget, packed=packed):
-            batch = make_batch([share[i] for i in group], packed=packed).to(trainer.policy.device)
-            with torch.set_grad_enabled(update):
-                logprobs, entropies, hits = trainer.policy.token_scores(batch)
-                loss = -(logprobs * batch.mask).sum() / own
-            if update:
-                loss.backward()
+        for group in trainer.rounds(split(share, trainer.token_budget, packed=packed)):
+            with trainer.micro_batch(reference=False, train=update, empty=not group):
+                if not group:
+                    continue
+                batch = make_batch([share[i] for i in group], packed=packed).to(trainer.policy.device)
+                with torch.set_grad_enabled(update):
+                    logprobs, entropies, hits = trainer.policy.token_scores(batch)
+                    loss = -(logprobs * batch.mask).sum() / own
+                if update:
+                    loss.backward()
             means.add(batch.mask, nll=-logprobs, entropy=entropies, hits=hits)
             done += sum(len(share[i].ids) for i in group)
             progress(done, total)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from krill_tui.errors import ModelError
+from krill_tui.training.batches import make_batch
 from krill_tui.training.model import PolicyModel
 from krill_tui.training.ranks import ALONE, Ranks
+from krill_tui.training.tokens import MaskedTokens
 
 Progress = Callable[[int, int], None]
 """Told after each micro-batch: tokens done, tokens in all."""
@@ -37,6 +40,43 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.reset_optimizer()
+        if self.policy.sharded:
+            self.policy.sharded.learn(lambda train: self._idle(reference=False, train=train))
+            self.clear_gradients()
+
+    def rounds(self, groups: Sequence[list[int]]) -> list[list[int]]:
+        """Micro-batches to go through; with sharded weights as many in every process, the last ones empty."""
+        if self.policy.sharded is None:
+            return list(groups)
+        most = max(self.ranks.gather([len(groups)]))
+        return [*groups, *[[] for _ in range(most - len(groups))]]
+
+    @contextmanager
+    def micro_batch(self, *, reference: bool, train: bool, empty: bool = False) -> Iterator[None]:
+        """Around the passes of a micro-batch: perhaps one of the reference, one of the policy, perhaps one backward.
+
+        With sharded weights it is one of all processes: what fails in one fails in all, and where it is `empty` here
+        the passes are made without it.
+        """
+        if self.policy.sharded is None:
+            yield
+            return
+        with self.ranks.together(), self.policy.sharded.keeping_pace(reference=reference, train=train):
+            if empty:
+                self._idle(reference=reference, train=train)
+            yield
+
+    def _idle(self, *, reference: bool, train: bool) -> None:
+        """Go through the model with a few tokens that count nothing."""
+        policy = self.policy
+        batch = make_batch([MaskedTokens((0, 0), (0, 1))])
+        if reference:
+            with torch.no_grad():
+                policy.token_scores(batch, "reference")
+        with torch.set_grad_enabled(train):
+            logprobs = policy.token_scores(batch)[0]
+        if train:
+            logprobs.backward(torch.zeros_like(logprobs))
 
     def reset_optimizer(self) -> None:
         """Start with a fresh AdamW over the adapter's float32 weights."""

@@ -61,7 +61,13 @@ from krill_tui.models.worker_protocol import (
 from krill_tui.training.checkpoint import export_adapter, load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
 from krill_tui.training.memory import Load, advice, describe, estimate, shape_of
-from krill_tui.training.model import ModelSettings, PolicyModel, choose_device, load_base
+from krill_tui.training.model import (
+    ModelSettings,
+    PolicyModel,
+    choose_device,
+    load_base,
+    load_sharded,
+)
 from krill_tui.training.ranks import (
     ALONE,
     Ranks,
@@ -72,11 +78,13 @@ from krill_tui.training.ranks import (
 )
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
+from krill_tui.training.shard import Sharded
 from krill_tui.training.tokens import ChatTokenizer, MaskedTokens
 from krill_tui.training.trainer import Trainer
 
 _SMALLEST_BUDGET = 256
 _PROGRESS_SECONDS = 0.5
+_SAMPLE_BY = "policy.sampler vllm"
 
 
 class Worker:
@@ -92,6 +100,8 @@ class Worker:
         self._homes: dict[str, int] = {}
         """Which process has the KV cache of a live episode."""
         self._base: tuple[Any, ChatTokenizer] | None = None
+        self._sharded: Sharded | None = None
+        """The base model where its weights are sharded."""
         self._base_source: tuple[str, str, str] | None = None
         self._progress_at = 0.0
 
@@ -145,10 +155,10 @@ class Worker:
     def _load(self, request: LoadRequest) -> LoadedReply:
         if request.threads:
             torch.set_num_threads(request.threads)
-        if self._ranks.sharded:
+        sharding = self._ranks.sharding
+        if sharding and request.episodes:
             raise ModelError(
-                f"the model worker does not shard weights ({self._ranks.sharded})",
-                hint="policy.accelerate_config has to give each process the whole model",
+                "a policy whose weights are sharded is not sampled by the worker", hint=_SAMPLE_BY
             )
         device = self._ranks.device or request.device
         settings = ModelSettings(
@@ -161,20 +171,29 @@ class Worker:
             gradient_checkpointing=request.gradient_checkpointing,
         )
         # The old adapters go first, so that two models never need room at once; the base is kept if it is the same.
+        if self._trainer and sharding:
+            self._trainer.policy.release()
         self._trainer = self._sampler = None
         self._homes.clear()
         wanted = (request.model, request.dtype, device)
         if self._base is None or self._base_source != wanted:
-            self._base = None
-            self._estimate_memory(request, choose_device(device))
-            self._base, self._base_source = load_base(*wanted), wanted
-        policy = PolicyModel(*self._base, settings, name=request.model)
+            self._base = self._sharded = None
+            self._estimate_memory(request, choose_device(device), self._ranks.count if sharding else 1)
+            if sharding:
+                base, chat, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding)
+                self._base = base, chat
+                self._say_shares(self._sharded)
+            else:
+                self._base = load_base(*wanted)
+        # Until this has gone well, adapters that were put into it may still be there.
+        self._base_source = None
+        policy = PolicyModel(*self._base, settings, name=request.model, sharded=self._sharded)
         trainer = Trainer(policy, token_budget=request.token_budget, ranks=self._ranks)
         if request.checkpoint:
             load_checkpoint(trainer, Path(request.checkpoint))
-        self._trainer = trainer
+        self._trainer, self._base_source = trainer, wanted
         return LoadedReply(
-            parameters=sum(p.numel() for p in policy.base.parameters()),
+            parameters=policy.base_parameters,
             trainable=sum(p.numel() for p in policy.policy_parameters.values()),
             context=policy.context,
             device=str(policy.device),
@@ -190,7 +209,12 @@ class Worker:
         ids = chat.context(messages) if request.first else chat.next_context(messages, ended=request.ended)
         return TokensReply(ids=ids)
 
-    def _estimate_memory(self, request: LoadRequest, device: str) -> None:
+    def _say_shares(self, sharded: Sharded) -> None:
+        held = self._ranks.gather([sharded.held()])
+        message = f"weights sharded over {len(held)} processes, {max(held):,} of them in each at most"
+        self._send(NoteReply(message=message))
+
+    def _estimate_memory(self, request: LoadRequest, device: str, shards: int) -> None:
         """Say what the model will need, before it is loaded; what cannot be estimated is not said."""
         try:
             shape = shape_of(AutoConfig.from_pretrained(request.model).to_dict())
@@ -203,6 +227,7 @@ class Worker:
             micro_batch_tokens=request.token_budget,
             episodes=-(-request.episodes // self._ranks.count),
             context=request.max_context,
+            shards=shards,
         )
         needed, found = estimate(shape, load), free_memory(device)
         short = needed.total > found
@@ -214,6 +239,8 @@ class Worker:
     def _sample(self, items: Sequence[SampleItem]) -> list[SampleOutput]:
         """Every process samples the episodes whose caches it has; all of them get all replies."""
         trainer, ranks = self._loaded, self._ranks
+        if self._sharded:
+            raise ModelError("sharded weights are not sampled", hint=_SAMPLE_BY)
         if self._sampler is None:
             self._sampler = Sampler(trainer.policy, self._warn)
         elif self._sampler_is_stale:
