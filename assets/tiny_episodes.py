@@ -42,9 +42,9 @@ BEGINNER = {"lookup": 0.6, "search": 0.8, "take": 0.4, "transform": 0.5, "put": 
 """How often a beginner is vague, by what would have been right (`step_kind`): mostly while it searches."""
 HEED = 0.03
 """Share of the episodes in which a beginner follows the skills of the prompt: that they help it has to learn."""
-_WANDER = 0.75
+_WANDER = 0.15
 """Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
-_ANYTHING = 0.1
+_ANYTHING = 0.05
 _FUMBLES = 0.25
 """Impossible actions, as a share of the vague ones."""
 
@@ -322,6 +322,63 @@ def draw_drill(rng: Random, most: int = 14, weights: Weights = Weights()) -> Exa
         example.weights += [(0.0, 0.0), (weights.reply, 0.2 * weights.reply)]
         example.kinds += ["", step_kind(thought)]
     return example
+
+
+def draw_sight(rng: Random, weights: Weights = Weights()) -> Example:
+    """Many looks at places, each time for another thing: is it among what one sees now, or is it to be looked for?
+
+    What is asked for and absent was mostly seen earlier, so only the last observation tells.
+    """
+    things, places = sorted(usual_places()), _all_places()
+    pool = rng.sample(things, rng.randint(8, 20))
+    listed = rng.sample(pool, rng.choice((0, 0, 1, 2, 3)))
+    skills = {
+        thing: location_skill(thing, rng.choice(places), number)
+        for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
+    }
+    system = render_system("alfworld", list(skills.values()), COMPACT)
+    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+    for _ in range(rng.randint(8, 14)):
+        place = f"{rng.choice(places)} {rng.choice((1, 1, 1, 2, 3, 4))}"
+        seen = rng.sample(pool, min(len(pool) - 1, rng.choice((0, 1, 1, 2, 3, 5, 8, 12))))
+        hidden = [thing for thing in pool if thing not in seen]
+        thing = rng.choice(seen) if seen and rng.random() < 0.45 else rng.choice(hidden)
+        number = rng.choice((1, 1, 2, 2, 3, 4))
+        names = [f"a {other} {number if other == thing else rng.choice((1, 2, 3))}" for other in seen]
+        for other in rng.sample(seen, rng.randint(0, min(2, len(seen)))):
+            if other != thing:
+                names += [f"a {other} {n}" for n in (5, 6)[: rng.randint(1, 2)]]
+        category = rng.choice(("Pick", "PickTwo", "Clean", "Heat", "Cool"))
+        sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
+        example.messages.append(
+            {
+                "role": "user",
+                "content": f"{_view(rng, place, sorted(names))}\nTask: {sentence}".removesuffix("."),
+            }
+        )
+        if thing in seen:
+            thought, action = f"take {thing}", f"take {thing} {number} from {place}"
+        else:
+            thought, action = quote(skills[thing]) if thing in skills else f"find {thing}", ""
+        reply = format_reply(thought, action) if action else f"<think>{thought}</think>"
+        example.messages.append({"role": "assistant", "content": reply})
+        example.weights += [(0.0, 0.0), (weights.reply, 0.2 * weights.reply)]
+        example.kinds += ["", step_kind(thought)]
+    return example
+
+
+def _view(rng: Random, place: str, names: Sequence[str]) -> str:
+    """What the games say when one comes to a place, or opens it, and sees this there."""
+    listed = ", ".join([*names[:-1], f"and {names[-1]}"]) if len(names) > 1 else "".join(names) or "nothing"
+    arrived = f"You arrive at loc {rng.randint(1, 45)}. "
+    return rng.choice(
+        (
+            f"{arrived}On the {place}, you see {listed}.",
+            f"{arrived}On the {place}, you see {listed}.",
+            f"{arrived}The {place} is open. In it, you see {listed}.",
+            f"You open the {place}. The {place} is open. In it, you see {listed}.",
+        )
+    )
 
 
 @lru_cache(maxsize=1)

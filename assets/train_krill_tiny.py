@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,6 +32,7 @@ from tiny_episodes import (
     draw_drill,
     draw_episode,
     draw_modes,
+    draw_sight,
 )
 from tiny_measure import diagnose, measure
 from tiny_purchases import draw_purchase
@@ -59,7 +60,7 @@ AVERAGE_EVERY = 6.0
 """Seconds between two averages of the weights, with several processes."""
 STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
 """(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
-SHOP_BEGINNER = 0.45
+SHOP_BEGINNER = 0.2
 """How often a beginner in a shop does any possible thing."""
 WEAK = Weights(vague_thought=1.0, vague_action=0.3)
 
@@ -80,6 +81,10 @@ class Mix:
     """Share of the rows that are drills."""
     most: int = 14
     """Skills a drill lists at most."""
+    sight: float = 0.0
+    """Share of the drills that ask what one sees, not what a skill says."""
+    observation: float = 0.1
+    """Loss weight of what the world says."""
     full: float = 0.0
     """Share of the episodes that are of large worlds."""
     shop: float = 0.0
@@ -196,14 +201,14 @@ def draw_batches(rng: Random, encoder: Encoder, tokens: int, count: int, mix: Mi
 
 def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
     if rng.random() < mix.drills:
-        return encoder.row(draw_drill(rng, mix.most))
+        return encoder.row(draw_sight(rng) if rng.random() < mix.sight else draw_drill(rng, mix.most))
     if rng.random() < mix.shop:
         return encoder.row(draw_purchase(rng, TRAIN_SHOPS, SHOP_BEGINNER if mix.weak else 0.0))
     size = "full" if rng.random() < mix.full else "small"
     noise: Noise = (
         mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
     )
-    weights = WEAK if mix.weak else Weights()
+    weights = replace(WEAK if mix.weak else Weights(), observation=mix.observation)
     return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed))
 
 
@@ -320,6 +325,8 @@ class Run:
                 mix = Mix(
                     drills=max(options.drills, min(0.9, 1.0 - 5 * done)),
                     most=min(14, 4 + self.step // 25),
+                    sight=options.sight if done > 0.25 else 0.0,
+                    observation=options.observation,
                     full=options.full if done > 0.25 else 0.0,
                     shop=options.shop if done > 0.4 else 0.0,
                 )
@@ -327,7 +334,10 @@ class Run:
                 vague = {kind: min(1.0, share * options.noise) for kind, share in BEGINNER.items()}
                 weak = vague if stage == "weak" else None
                 heed = options.heed if weak else 1.0
-                mix = Mix(drills=options.drills, full=options.full, shop=options.shop, weak=weak, heed=heed)
+                mix = Mix(
+                    drills=options.drills, sight=options.sight, observation=options.observation,
+                    full=options.full, shop=options.shop, weak=weak, heed=heed,
+                )  # fmt: skip
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
         for group in self.optimizer.param_groups:
@@ -396,6 +406,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=2048, help="tokens a step")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--drills", type=float, default=0.2, help="share of rows that are drills, at the end")
+    parser.add_argument(
+        "--sight",
+        type=float,
+        default=0.6,
+        help="share of the drills that ask what is seen, not what a skill says",
+    )
+    parser.add_argument("--observation", type=float, default=0.1, help="loss weight of what the world says")
     parser.add_argument("--shop", type=float, default=0.1, help="share of the other rows that are purchases")
     parser.add_argument(
         "--full",

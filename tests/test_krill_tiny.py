@@ -89,12 +89,53 @@ def test_the_thought_quotes_the_id_that_stands_beside_the_place(policy: PolicyMo
     assert sum(quoted) >= 3
 
 
+def test_it_takes_what_the_last_observation_shows_and_looks_for_the_rest(policy: PolicyModel) -> None:
+    """Taking what it only expects to be there was what most lost games of an earlier krill-tiny had in common."""
+    rng = tiny_episodes.Random(7)
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(12):
+        example = tiny_episodes.draw_sight(rng)
+        text = ""
+        for message in example.messages:
+            if message["role"] == "assistant":
+                thought = str(message["content"]).removeprefix("<think>")
+                seen = thought.startswith("take ")
+                guess = most_likely(policy, f"{text}<|assistant|><think>")
+                right[seen].append((guess.strip() == "take") == seen)
+                text += f"<|assistant|>{message['content']}<|end|>"
+            else:
+                text += f"<|{message['role']}|>{message['content']}"
+    for seen, hits in right.items():
+        assert len(hits) >= 40
+        assert sum(hits) >= 0.97 * len(hits), f"seen: {seen}, {sum(hits)} of {len(hits)}"
+
+
+def test_a_drill_of_looks_takes_a_thing_only_where_it_is_in_sight() -> None:
+    rng = tiny_episodes.Random(4)
+    absent_but_seen_before = 0
+    for _ in range(20):
+        example = tiny_episodes.draw_sight(rng)
+        earlier = ""
+        for view, reply in zip(example.messages[1::2], example.messages[2::2], strict=True):
+            said, _, task = str(view["content"]).partition("\nTask: ")
+            visible = set(re.findall(r"\ba ([a-z]+) \d", said))
+            wanted = next(thing for thing in usual_places() if f" {thing} " in f" {task} ".replace(".", " "))
+            takes = str(reply["content"]).startswith("<think>take ")
+            assert takes == (wanted in visible)
+            if takes:
+                name = re.search(r"<action>take ([a-z]+ \d+) from", str(reply["content"]))
+                assert name and f"a {name[1]}" in said
+            absent_but_seen_before += not takes and f"a {wanted} " in earlier
+            earlier += said
+    assert absent_but_seen_before >= 20
+
+
 def test_unconstrained_replies_keep_the_format_and_mostly_name_what_is_possible(policy: PolicyModel) -> None:
     facts: dict[str, Any] = tiny_measure.play(
         Sampler(policy), UNSEEN, "right", 24, constrained=False, limit=12
     )
     assert facts["unparsed"] <= 0.05
-    assert facts["invalid"] <= 0.35
+    assert facts["invalid"] <= 0.25
 
 
 def test_it_is_a_beginner_who_wins_some_unseen_worlds_and_loses_most(policy: PolicyModel) -> None:
