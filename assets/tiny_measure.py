@@ -6,10 +6,10 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tiny_episodes import (
@@ -20,6 +20,7 @@ from tiny_episodes import (
     SkillMode,
     draw_drill,
     draw_episode,
+    draw_sight,
     draw_skills,
     draw_world,
     stations_of,
@@ -39,7 +40,6 @@ from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import Task
 
 STEP_LIMIT = 25
-DIAGNOSED: tuple[Literal["right", "none"], ...] = ("right", "none")
 
 
 def asked(mode: SkillMode) -> Prompted:
@@ -51,17 +51,22 @@ def asked(mode: SkillMode) -> Prompted:
 def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> dict[str, list[float]]:
     """Teacher-forced greedy accuracy by kind of step: [n, thought exact, action exact].
 
-    Kinds: lookup, search, take, transform, put; with right skills, `none/...` without any, `drill/...` in drills. A lookup's
+    Kinds: lookup, search, take, transform, put; with right skills, `none/...` without any, `drill/...` in drills of
+    lookups, `sight/...` in drills of looks: what is in sight is taken, what is not is looked for. A lookup's
     `lookup/key`, `/value` and `/id` are the first, second and the number's token of the thought.
     """
     model.eval()
     counts: defaultdict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     rng = Random("diagnose")
-    for mode in (*DIAGNOSED, "drill"):
-        prefix = "" if mode == "right" else f"{mode}/"
-        for _ in range(episodes if mode != "drill" else episodes // 4):
-            example = draw_drill(rng) if mode == "drill" else draw_episode(rng, households, asked(mode), 0.0)
-            for kind, thought, action in _hits(model, tokenizer, example):
+    sources: list[tuple[str, int, Callable[[], Example]]] = [
+        ("", episodes, lambda: draw_episode(rng, households, asked("right"), 0.0)),
+        ("none/", episodes, lambda: draw_episode(rng, households, asked("none"), 0.0)),
+        ("drill/", episodes // 4, lambda: draw_drill(rng)),
+        ("sight/", episodes // 4, lambda: draw_sight(rng)),
+    ]
+    for prefix, count, draw in sources:
+        for _ in range(count):
+            for kind, thought, action in _hits(model, tokenizer, draw()):
                 entry = counts[prefix + kind]
                 entry[0] += 1
                 entry[1] += all(thought)

@@ -6,7 +6,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "paper": {},
     # The embedded default: no network, no key, no download, minutes on two CPU cores.
     "tiny": {
-        "env": {"backend": "builtin", "world_size": "small", "max_steps": 14},
+        "env": {"backend": "builtin", "world_size": "small", "max_steps": 10},
         "policy": {
             "kind": "local",
             # One thread: the sums do not depend on how many cores there are, and one is left for the screen.
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "sft": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "num_examples": 64},
         "rl": {
             "learning_rate": 1e-3,
-            "training_epochs": 10,
+            "training_epochs": 14,
             "invalid_action_penalty": 0.02,
             "max_prompt_length": 1900,
             "max_response_length": 48,
