@@ -64,6 +64,14 @@ def krill(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
         (["inspect"], ["path", "krill inspect --help"]),
         (["convert", "csv", "a", "b"], ["'csv' cannot be converted", "eto"]),
         (["convert", "eto", "a.json", "b.json"], ["a.json"]),
+        (
+            ["train", "--mock", "--set", "policy.accelerate_config=my.yaml"],
+            ["policy.accelerate_config my.yaml", "no such file"],
+        ),
+        (
+            ["train", "--mock", "--set", "policy.accelerate_config=fsdp"],
+            ["sharded", "policy.sampler to vllm"],
+        ),
         (["watch", "nope"], ["there is no run 'nope'", "no runs yet"]),
         (["replay", "nope"], ["there is no run 'nope'"]),
         (["report", "nope"], ["there is no run 'nope'"]),

@@ -157,6 +157,9 @@ class Trainer:
                 "sharded weights are not sampled by the model worker",
                 hint="set policy.sampler to vllm, or policy.accelerate_config to nothing",
             )
+        file = config.accelerate_config
+        if file and file != SHARDED and not Path(file).is_file():
+            raise UsageError(f"policy.accelerate_config {file}: there is no such file", hint=f"or {SHARDED}")
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(
