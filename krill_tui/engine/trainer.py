@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from krill_tui.config.schema import RlConfig
+from krill_tui.config.schema import PolicyConfig, RlConfig
 from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
 from krill_tui.errors import UsageError
@@ -152,19 +152,12 @@ class Trainer:
                 "a vLLM server cannot bind replies to the admissible actions",
                 hint="set policy.constrained to false",
             )
-        if config.accelerate_config == SHARDED and not external:
-            raise UsageError(
-                "sharded weights are not sampled by the model worker",
-                hint="set policy.sampler to vllm, or policy.accelerate_config to nothing",
-            )
-        file = config.accelerate_config
-        if file and file != SHARDED and not Path(file).is_file():
-            raise UsageError(f"policy.accelerate_config {file}: there is no such file", hint=f"or {SHARDED}")
+        launch = _launch(config)
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(
                 log=ctx.store.worker_log,
-                launch=Launch(config.processes, config.accelerate_config, cpu=config.device == "cpu"),
+                launch=launch,
                 noted=ctx.note_once,
             )
         worker = self._worker()
@@ -228,3 +221,20 @@ class Trainer:
         )
         for old in [s for s in steps if s < step][: -(KEEP_CHECKPOINTS - 1)]:
             shutil.rmtree(folder / f"{phase}-{old}", ignore_errors=True)
+
+
+def _launch(policy: PolicyConfig) -> Launch:
+    """How the worker is started.
+
+    Raises:
+        UsageError: its config is not there, or shards weights that the worker would have to sample.
+    """
+    file = policy.accelerate_config
+    if file == SHARDED and policy.sampler != "vllm":
+        raise UsageError(
+            "sharded weights are not sampled by the model worker",
+            hint="set policy.sampler to vllm, or policy.accelerate_config to nothing",
+        )
+    if file and file != SHARDED and not Path(file).is_file():
+        raise UsageError(f"policy.accelerate_config {file}: there is no such file", hint=f"or {SHARDED}")
+    return Launch(policy.processes, file, cpu=policy.device == "cpu")
