@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,9 +131,16 @@ class Ranks:
             parameter.grad = part.view_as(parameter).clone()
 
     def close(self) -> None:
-        """Leave the others in good order."""
+        """Leave the others in good order; where there are others, this process ends here.
+
+        Threads of torch's process groups may still hold Python objects, and now and then abort a process whose
+        interpreter is torn down around them.
+        """
         if self._accelerator:
             self._accelerator.end_training()
+        if self.count > 1:
+            sys.stderr.flush()
+            os._exit(0)
 
     @contextmanager
     def together(self) -> Iterator[None]:
