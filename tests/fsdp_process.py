@@ -48,7 +48,7 @@ def main() -> None:
             replies[-1]["held"] = worker._sharded.held()
     found = {"replies": replies, "notes": notes}
     Path(f"{sys.argv[2]}-{ranks.index}.json").write_text(json.dumps(found))
-    ranks.close()
+    ranks.end_process()
 
 
 if __name__ == "__main__":

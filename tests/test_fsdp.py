@@ -19,7 +19,6 @@ from krill_tui import paths
 from krill_tui.errors import ModelError
 from krill_tui.models.local import SHARDED, Launch
 from krill_tui.models.worker_protocol import (
-    ChatMessage,
     ExportRequest,
     GrpoEpisode,
     GrpoStepRequest,
@@ -28,7 +27,6 @@ from krill_tui.models.worker_protocol import (
     SampledReply,
     SampleRequest,
     SaveRequest,
-    SftExample,
     SftStepRequest,
     WorkerRequest,
 )
@@ -36,17 +34,7 @@ from krill_tui.training.ranks import Ranks, Sharding
 from krill_tui.training.worker import Worker
 from tests import fsdp_process
 from tests.hub_models import build_family
-from tests.tiny_policy import answer, as_tokens, item, opening
-
-EXAMPLES = tuple(
-    SftExample(
-        messages=(
-            ChatMessage(role="user", content="Your task is to: look. " * (1 + 3 * n)),
-            ChatMessage(role="assistant", content="<think></think><action>look</action>"),
-        )
-    )
-    for n in range(3)
-)
+from tests.tiny_policy import EXAMPLES, answer, as_tokens, item, opening
 
 
 def _episodes(worker: Worker, count: int = 5) -> tuple[GrpoEpisode, ...]:

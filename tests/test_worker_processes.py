@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from krill_tui.errors import WorkerDiedError
 from krill_tui.models.local import Launch, WorkerClient
 from krill_tui.models.worker_protocol import (
-    ChatMessage,
     GrpoEpisode,
     GrpoStepRequest,
     LoadRequest,
@@ -24,26 +23,16 @@ from krill_tui.models.worker_protocol import (
     SampleOutput,
     SampleRequest,
     SaveRequest,
-    SftExample,
     SftStepRequest,
 )
 from krill_tui.training.ranks import Ranks
 from krill_tui.training.worker import Worker
-from tests.tiny_policy import answer, as_tokens, item, opening
+from tests.tiny_policy import EXAMPLES, answer, as_tokens, item, opening
 
 pytestmark = pytest.mark.slow
 COUNT = 5
 """Episodes: an odd number, of different lengths, so that the processes have different numbers of tokens."""
 LOAD: dict[str, Any] = {"lora_rank": 4, "lora_alpha": 8, "max_context": 400}
-EXAMPLES = tuple(
-    SftExample(
-        messages=(
-            ChatMessage(role="user", content="Your task is to: look. " * (1 + 3 * n)),
-            ChatMessage(role="assistant", content="<think></think><action>look</action>"),
-        )
-    )
-    for n in range(3)
-)
 
 
 def _items(turn: int) -> list[Any]:

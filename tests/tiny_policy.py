@@ -9,13 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from krill_tui.models.worker_protocol import ChatMessage, SampleItem, SampleOutput
+from krill_tui.models.worker_protocol import ChatMessage, SampleItem, SampleOutput, SftExample
 from krill_tui.training.model import ModelSettings, PolicyModel, load_model
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens
 
 ACTIONS = ("go to cabinet 1", "go to cabinet 12", "open drawer 2", "look")
+EXAMPLES = tuple(
+    SftExample(
+        messages=(
+            ChatMessage(role="user", content="Your task is to: look. " * (1 + 3 * n)),
+            ChatMessage(role="assistant", content="<think></think><action>look</action>"),
+        )
+    )
+    for n in range(3)
+)
+"""Demonstrations of different lengths."""
 
 
 def make_policy(folder: Path, *, strength: float = 0.3) -> PolicyModel:

@@ -130,8 +130,8 @@ class Ranks:
         for parameter, part in zip(chosen, summed.split([p.numel() for p in chosen]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 
-    def close(self) -> None:
-        """Leave the others in good order; where there are others, this process ends here.
+    def end_process(self) -> None:
+        """Leave the others in good order, and end this process here where there are others.
 
         Threads of torch's process groups may still hold Python objects, and now and then abort a process whose
         interpreter is torn down around them.

@@ -404,7 +404,7 @@ def main() -> None:
         threading.Thread(target=_leave_with_launcher, args=(launcher,), daemon=True).start()
     with replies:
         serve(sys.stdin.buffer, replies, ranks)
-    ranks.close()
+    ranks.end_process()
 
 
 if __name__ == "__main__":
