@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from krill_tui.training.prefix import Prefix
+
 _GROW = 256
 """Columns are added in multiples of this many tokens."""
 
@@ -58,6 +60,12 @@ class KvPool(Cache):
         """Copy the first `columns` of a row."""
         for store in (*self._keys, *self._values):
             store[target, :, :columns] = store[source, :, :columns]
+
+    def prefix(self, row: int, columns: int) -> Prefix:
+        """A copy of the first `columns` of a row."""
+        return Prefix(
+            *([store[row, :, :columns].clone() for store in side] for side in (self._keys, self._values))
+        )
 
     def swap_rows(self, a: int, b: int, columns: int) -> None:
         """Exchange the first `columns` of two rows."""

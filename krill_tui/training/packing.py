@@ -28,7 +28,7 @@ _SHARE_FROM = 16
 """A shared piece shorter than this is not worth a node of its own."""
 _JOB_TOKENS = 64
 """Queries of siblings are put together up to this many (or half their prefix): a call costs something, too."""
-_UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
+UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 """Arguments of attention functions that change what may be seen or how it is weighed."""
 
 
@@ -219,7 +219,7 @@ def _attention(
     layout: Layout | None = getattr(attention_mask, "krill_layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-    if any(arguments.get(name) is not None for name in _UNKNOWN) or arguments.get("is_causal") is False:
+    if any(arguments.get(name) is not None for name in UNKNOWN) or arguments.get("is_causal") is False:
         raise NotPackableError
     # Splitting, unlike slicing, has a gradient that is put together once.
     queries, keys, values = (tensor.split(layout.sizes, 2) for tensor in (query, key, value))
