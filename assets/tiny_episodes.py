@@ -1,4 +1,4 @@
-"""Training text of krill-tiny: episodes of procedural households, and drills of looking things up.
+"""Training text of krill-tiny: episodes of procedural households, and drills of what an episode decides seldom.
 
 Everything is drawn from a `random.Random`; households are those of the seeds a caller gives, so training and
 measurement can use disjoint ones. Conversations are rendered by the product's own prompt code.
@@ -6,20 +6,22 @@ measurement can use disjoint ones. Conversations are rendered by the product's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import Literal
+
+from tiny_orders import LAMP_LAST, ORDERED_CATEGORIES, OrderedExpert, OrderedGame, Orders, draw_orders
 
 from krill_tui.agent.actions import format_reply
 from krill_tui.agent.policies import place_hints, quote
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_system, render_turn
 from krill_tui.envs.alfworld import worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
-from krill_tui.envs.alfworld.expert import AlfworldExpert, usual_places
+from krill_tui.envs.alfworld.expert import CLOSED_KINDS, AlfworldExpert, usual_places
 from krill_tui.envs.alfworld.game import GameData
-from krill_tui.envs.alfworld.text import STATION, TREATMENT, Treatment, parse_task
+from krill_tui.envs.alfworld.text import CATEGORIES, STATION, TREATMENT, Treatment, parse_task
 from krill_tui.envs.alfworld.worlds import Household, WorldSize
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
@@ -51,7 +53,7 @@ _FUMBLES = 0.25
 _PROCEDURES = {
     "Pick": "put: take it, then put it",
     "PickTwo": "put two: take it, put it, take the other, then put it",
-    "Look": "look: take it, go to desklamp, then use it",
+    "Look": LAMP_LAST,
 }
 SHOP_FAULTS = ("unbought", "unchosen", "dear")
 _LESSONS = tuple(principle for fault, (_, principle, _) in LESSONS.items() if fault not in SHOP_FAULTS)
@@ -60,6 +62,8 @@ LAST_ID = 60
 """Ids of location skills are drawn up to this number."""
 _ORDINARY = 0.5
 """Share of the large worlds whose household keeps things where the dataset's do."""
+_ORDER_TOLD = 0.75
+"""How often what a prompt says of a household's order is right, where orders differ."""
 _STEP_LIMIT = {"small": 25, "full": 40}
 
 
@@ -85,6 +89,10 @@ class Example:
     won: bool = False
 
 
+USUAL = Orders(frozenset(), lamp_first=False)
+"""As in the product's households: nothing needs to be examined first, and a lamp is used by who holds something."""
+
+
 def location_skill(thing: str, place: str, number: int) -> Skill:
     """A skill such as the builtin teacher writes: `mug: cabinet`."""
     return Skill(id=f"gen_{number:03}", name=f"Where the {thing} is", principle=f"{thing}: {place}")
@@ -107,11 +115,16 @@ def draw_modes(rng: Random) -> Prompted:
 
 
 def draw_skills(
-    rng: Random, modes: Prompted, habits: Household, stations: Mapping[Treatment, str], task: Task
+    rng: Random,
+    modes: Prompted,
+    habits: Household,
+    stations: Mapping[Treatment, str],
+    task: Task,
+    told: Orders | None = None,
 ) -> list[Skill]:
     """The skills of a prompt: location skills (general tier), then those of the task's category and lessons.
 
-    `stations`: where the task's world really treats things.
+    `stations`: where the task's world really treats things; `told`: what is said of the order [the usual one].
     """
     home = habits.home
     relevant = relevant_things(task)
@@ -129,10 +142,12 @@ def draw_skills(
         skills.append(location_skill(thing, place, number))
     if rng.random() < 0.15:
         skills += _lessons(rng, "gen", rng.randint(1, 2))
-    return skills + _draw_tier(rng, modes.station, stations, task.category)
+    return skills + _draw_tier(rng, modes.station, stations, task.category, told or USUAL)
 
 
-def _draw_tier(rng: Random, mode: SkillMode, stations: Mapping[Treatment, str], category: str) -> list[Skill]:
+def _draw_tier(
+    rng: Random, mode: SkillMode, stations: Mapping[Treatment, str], category: str, told: Orders
+) -> list[Skill]:
     """The skills of a category's own tier: the procedure, right, wrong or not at all, and lessons in any order."""
     lines = [line.principle for line in _lessons(rng, "x", rng.choice((0, 0, 1, 2)))]
     treatment = TREATMENT.get(category)
@@ -140,7 +155,9 @@ def _draw_tier(rng: Random, mode: SkillMode, stations: Mapping[Treatment, str], 
         place = stations[treatment]
         if mode == "wrong":
             place = rng.choice([kind for kind in worlds.STATIONS[treatment] if kind != place])
-        lines.insert(rng.choice((0, 0, 0, len(lines))), Station(treatment, place).principle)
+        lines.insert(rng.choice((0, 0, 0, len(lines))), told.station(treatment, place))
+    elif category == "Look" and (mode == "right" or (mode == "wrong" and told.lamp_first)):
+        lines.insert(0, told.look)
     elif not treatment and mode == "right":
         lines.insert(0, _PROCEDURES[category])
     start = rng.randint(1, 6)
@@ -158,10 +175,16 @@ def _lessons(rng: Random, tier: str, count: int) -> list[Skill]:
 
 
 def draw_world(
-    rng: Random, households: range, split: str = "train", size: WorldSize = "small"
+    rng: Random,
+    households: range,
+    split: str = "train",
+    size: WorldSize = "small",
+    categories: Collection[str] = CATEGORIES,
 ) -> tuple[Household, GameData, Task]:
     """(household, game, task) of a new world, as the product would open it."""
     seed, index = rng.choice(households), rng.randrange(10_000)
+    while worlds.category_of(split, seed, index) not in categories:
+        index += 1
     power = 1.0 if size == "full" and rng.random() < _ORDINARY else worlds.HOME_POWER
     game, category = worlds.build_world.__wrapped__(size, split, seed, index, power)
     description = game.task.strip().removesuffix(".")
@@ -191,12 +214,20 @@ def draw_episode(
     weights: Weights = Weights(),
     size: WorldSize = "small",
     heed: float = 1.0,
+    ordered: bool = False,
 ) -> Example:
-    """An episode of the expert with vague steps in between; it follows the skills of the prompt at the rate `heed`."""
-    habits, world, task = draw_world(rng, households, size=size)
-    skills = draw_skills(rng, modes, habits, stations_of(habits, size), task)
+    """An episode of the expert with vague steps in between; it follows the skills of the prompt at the rate `heed`.
+
+    `ordered`: of a household with an order of its own, in a category where that matters.
+    """
+    categories = ORDERED_CATEGORIES if ordered else CATEGORIES
+    habits, world, task = draw_world(rng, households, size=size, categories=categories)
+    orders = draw_orders(habits.seed) if ordered else None
+    told = orders.other() if orders and rng.random() > _ORDER_TOLD else orders
+    skills = draw_skills(rng, modes, habits, stations_of(habits, size), task, told)
+    game = OrderedGame(world, orders) if orders else AlfworldGame(world)
     heeded = skills if rng.random() < heed else []
-    return play_expert(rng, AlfworldGame(world), task, skills, noise, weights, _STEP_LIMIT[size], heeded)
+    return play_expert(rng, game, task, skills, noise, weights, _STEP_LIMIT[size], heeded)
 
 
 def play_expert(
@@ -213,8 +244,12 @@ def play_expert(
 
     `heeded`: those of the `skills` in the prompt that it follows [all].
     """
-    hints = place_hints(skills if heeded is None else heeded)
-    expert = AlfworldExpert({key: places for key, (places, _) in hints.items()})
+    followed = skills if heeded is None else heeded
+    hints = place_hints(followed)
+    if isinstance(game, OrderedGame):
+        expert = OrderedExpert(followed)
+    else:
+        expert = AlfworldExpert({key: places for key, (places, _) in hints.items()})
     result = game.reset()
     example = Example(first_messages("alfworld", skills, result, task, COMPACT), [], [])
     example.weights = [(0.0, 0.0), (weights.observation, weights.observation)]
@@ -344,10 +379,10 @@ def draw_sight(rng: Random, weights: Weights = Weights()) -> Example:
         hidden = [thing for thing in pool if thing not in seen]
         thing = rng.choice(seen) if seen and rng.random() < 0.45 else rng.choice(hidden)
         number = rng.choice((1, 1, 2, 2, 3, 4))
-        names = [f"a {other} {number if other == thing else rng.choice((1, 2, 3))}" for other in seen]
+        names = [f"{other} {number if other == thing else rng.choice((1, 2, 3))}" for other in seen]
         for other in rng.sample(seen, rng.randint(0, min(2, len(seen)))):
             if other != thing:
-                names += [f"a {other} {n}" for n in (5, 6)[: rng.randint(1, 2)]]
+                names += [f"{other} {n}" for n in (5, 6)[: rng.randint(1, 2)]]
         category = rng.choice(("Pick", "PickTwo", "Clean", "Heat", "Cool"))
         sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
         example.messages.append(
@@ -367,9 +402,158 @@ def draw_sight(rng: Random, weights: Weights = Weights()) -> Example:
     return example
 
 
+class _Asked(AlfworldExpert):
+    """The planner, asked for another task at every step; what it saw it keeps in mind."""
+
+    def answer(self, sentence: str, held: str, result: StepResult) -> tuple[str, str]:
+        self._goal = parse_task(sentence)
+        self._observe(result)
+        self._held = held or None
+        self._useless.clear()
+        self.last_hint = None
+        return self._decide()
+
+
+def draw_room(rng: Random, weights: Weights = Weights()) -> Example:
+    """One room, and at every turn another task: where would one go? What there is, and what was seen, decides.
+
+    The planner answers, as it would in an episode; nothing is ever taken or put down.
+    """
+    kinds = rng.sample(_all_places(), rng.randint(4, 14))
+    counts = {kind: rng.choice((1, 1, 1, 2, 2, 3, 4, 6)) for kind in kinds}
+    places = [f"{kind} {n}" for kind in sorted(kinds) for n in range(counts[kind], 0, -1)]
+    things = rng.sample(sorted(usual_places()), rng.randint(20, 40))
+    inside = {place: rng.sample(things, rng.choice((0, 0, 1, 1, 2, 4))) for place in places}
+    closed = {place for place in places if place.split()[0] in CLOSED_KINDS}
+    listed = rng.sample(things, rng.choice((0, 0, 0, 2, 4, 8)))
+    numbers = rng.sample(range(1, LAST_ID + 1), len(listed))
+    skills = [
+        location_skill(thing, rng.choice(kinds if rng.random() < 0.8 else _all_places()), number)
+        for thing, number in zip(listed, numbers, strict=True)
+    ]
+    hints = place_hints(skills)
+    expert = _Asked({key: where for key, (where, _) in hints.items()})
+    example = Example(
+        [{"role": "system", "content": render_system("alfworld", skills, COMPACT)}], [(0.0, 0.0)], [""]
+    )
+    here, answer = "", f"{_WELCOME} you see {_listed(places)}."
+    for turn in range(rng.randint(10, 18)):
+        thing = rng.choice(listed) if listed and rng.random() < 0.5 else rng.choice(things)
+        while here and here not in closed and thing in inside[here]:
+            thing = rng.choice(things)
+        kind = here.partition(" ")[0]
+        held, categories = "", ["Pick", "PickTwo"]
+        if here and here not in closed and rng.random() < 0.25:
+            held = f"{thing} {rng.choice((1, 2))}"
+            answer = f"You pick up the {held} from the {here}."
+            # Not where it might be done at once.
+            categories += [c for c, t in TREATMENT.items() if kind not in worlds.STATIONS[t]]
+        target = rng.choice([other for other in kinds if other != kind])
+        sentence = rng.choice(worlds._WORDINGS[rng.choice(categories)]).format(o=thing, r=target)
+        admissible = [f"go to {place}" for place in sorted(places) if place != here]
+        if here:
+            admissible += [f"examine {here}", *([f"open {here}"] if here in closed else [])]
+        asked = f"Your task is to: {sentence}" if not turn else f"Task: {sentence.removesuffix('.')}"
+        thought, action = expert.answer(sentence, held, StepResult(answer, tuple(admissible)))
+        if expert.last_hint in hints:
+            thought = quote(hints[expert.last_hint][1])
+        blank = "\n\n" if not turn else "\n"
+        example.messages.append({"role": "user", "content": f"{answer}{blank}{asked}"})
+        example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
+        example.weights += [(0.0, 0.0), (weights.reply, weights.reply)]
+        example.kinds += ["", step_kind(thought)]
+        if action.startswith("open "):
+            closed.discard(here)
+            answer = (
+                f"You open the {here}. The {here} is open. In it, you see {_listed_things(inside[here])}."
+            )
+        elif action.startswith("go to "):
+            here = action.removeprefix("go to ")
+            answer = f"You arrive at loc {rng.randint(1, 45)}. "
+            if here in closed:
+                answer += f"The {here} is closed."
+            else:
+                answer += f"On the {here}, you see {_listed_things(inside[here])}."
+        else:
+            break
+    return example
+
+
+def draw_order(rng: Random, weights: Weights = Weights()) -> Example:
+    """Stations and lamps, one after the other, in the orders that the skills of one prompt say."""
+    things, places = sorted(usual_places()), _all_places()
+    treatments: list[Treatment] = ["clean", "heat", "cool"]
+    orders = Orders(frozenset(t for t in treatments if rng.random() < 0.5), rng.random() < 0.5)
+    stations = {
+        t: Skill(
+            id=f"{t}_{rng.randint(1, 9):03}",
+            name="",
+            principle=orders.station(t, rng.choice(places)),
+        )
+        for t in rng.sample(treatments, rng.randint(1, 3))
+    }
+    listed = rng.sample([thing for thing in things if thing != "desklamp"], rng.randint(2, 6))
+    lamp = rng.random() < 0.5
+    known = [*listed, "desklamp"] if lamp else listed
+    numbers = rng.sample(range(1, LAST_ID + 1), len(known))
+    located = {
+        thing: location_skill(thing, rng.choice(places), number)
+        for thing, number in zip(known, numbers, strict=True)
+    }
+    look = Skill(id=f"look_{rng.randint(1, 9):03}", name="", principle=orders.look)
+    skills = [*located.values(), *stations.values(), *([look] if lamp else [])]
+    example = Example(
+        [{"role": "system", "content": render_system("alfworld", skills, COMPACT)}], [(0.0, 0.0)], [""]
+    )
+
+    def turn(answer: str, task: str, thought: str, action: str) -> None:
+        example.messages.append(
+            {"role": "user", "content": f"{answer}\nTask: {task.removesuffix('.')}".strip()}
+        )
+        example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
+        example.weights += [(0.0, 0.0), (weights.reply, 0.5 * weights.reply)]
+        example.kinds += ["", step_kind(thought)]
+
+    for _ in range(rng.randint(5, 8)):
+        thing = rng.choice(listed)
+        if lamp and rng.random() < 0.35:
+            task = rng.choice(worlds._WORDINGS["Look"]).format(o=thing, r="desklamp")
+            first = located["desklamp" if orders.lamp_first else thing]
+            turn("", task, quote(first), f"go to {quote(first).split()[1]} 1")
+            continue
+        treatment = rng.choice(sorted(stations))
+        said = quote(stations[treatment])
+        place = f"{said.split()[1]} {rng.choice((1, 1, 1, 2, 3))}"
+        task = rng.choice(worlds._WORDINGS[treatment.title()]).format(o=thing, r=rng.choice(places))
+        turn(f"You pick up the {thing} 1 from the {rng.choice(places)} 1.", task, said, f"go to {place}")
+        seen = _listed_things(rng.sample(things, rng.choice((0, 0, 1, 2))))
+        view = rng.choice((f"On the {place}, you see {seen}.", f"The {place} is closed."))
+        answer = f"You arrive at loc {rng.randint(1, 45)}. {view}"
+        if treatment in orders.examined:
+            turn(answer, task, f"examine the place first [{stations[treatment].id}]", f"examine {place}")
+            answer = view
+        turn(answer, task, said, f"{treatment} {thing} 1 with {place}")
+    return example
+
+
+_WELCOME = (
+    "-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you,"
+)
+
+
+def _listed_things(things: Sequence[str]) -> str:
+    return _listed([f"{thing} 1" for thing in sorted(things)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """`a desk 1, a shelf 2, and a shelf 1`; `nothing`."""
+    names = [f"a {name}" for name in names]
+    return ", ".join([*names[:-1], f"and {names[-1]}"]) if len(names) > 1 else "".join(names) or "nothing"
+
+
 def _view(rng: Random, place: str, names: Sequence[str]) -> str:
     """What the games say when one comes to a place, or opens it, and sees this there."""
-    listed = ", ".join([*names[:-1], f"and {names[-1]}"]) if len(names) > 1 else "".join(names) or "nothing"
+    listed = _listed(names)
     arrived = f"You arrive at loc {rng.randint(1, 45)}. "
     return rng.choice(
         (

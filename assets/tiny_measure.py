@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tiny_episodes import (
@@ -20,15 +20,19 @@ from tiny_episodes import (
     SkillMode,
     draw_drill,
     draw_episode,
+    draw_order,
+    draw_room,
     draw_sight,
     draw_skills,
     draw_world,
     stations_of,
 )
+from tiny_orders import ORDERED_CATEGORIES, OrderedGame, draw_orders
 
 from krill_tui.agent.actions import parse_reply
 from krill_tui.agent.prompts import first_messages, render_turn
 from krill_tui.envs.alfworld.engine import AlfworldGame
+from krill_tui.envs.alfworld.text import CATEGORIES
 from krill_tui.envs.alfworld.worlds import WorldSize
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
@@ -63,6 +67,8 @@ def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> di
         ("none/", episodes, lambda: draw_episode(rng, households, asked("none"), 0.0)),
         ("drill/", episodes // 4, lambda: draw_drill(rng)),
         ("sight/", episodes // 4, lambda: draw_sight(rng)),
+        ("room/", episodes // 4, lambda: draw_room(rng)),
+        ("order/", episodes // 4, lambda: draw_order(rng)),
     ]
     for prefix, count, draw in sources:
         for _ in range(count):
@@ -157,15 +163,23 @@ def play(
     temperature: float = 1.0,
     constrained: bool = True,
     limit: int = STEP_LIMIT,
+    order: Literal["", "right", "wrong"] = "",
 ) -> dict[str, object]:
-    """Success and habits of the sampler's model over fresh worlds, the same ones for the same arguments."""
+    """Success and habits of the sampler's model over fresh worlds, the same ones for the same arguments.
+
+    `order`: of households with an order of their own, in the categories where that matters; what the skills say of
+    it is right or wrong (where they say something, see `mode`).
+    """
     rng = Random(f"play/{split}")
     live: list[Played] = []
     for _ in range(episodes):
-        habits, world, task = draw_world(rng, households, split, size)
+        categories = ORDERED_CATEGORIES if order else CATEGORIES
+        habits, world, task = draw_world(rng, households, split, size, categories)
         inner = Random(rng.random())
-        skills = draw_skills(inner, asked(mode), habits, stations_of(habits, size), task)
-        game = AlfworldGame(world)
+        orders = draw_orders(habits.seed) if order else None
+        told = orders.other() if orders and order == "wrong" else orders
+        skills = draw_skills(inner, asked(mode), habits, stations_of(habits, size), task, told)
+        game = OrderedGame(world, orders) if orders else AlfworldGame(world)
         result = game.reset()
         live.append(Played(game, task, result, first_messages("alfworld", skills, result, task, COMPACT)))
     everyone = list(live)

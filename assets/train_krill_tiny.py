@@ -13,7 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -32,6 +32,8 @@ from tiny_episodes import (
     draw_drill,
     draw_episode,
     draw_modes,
+    draw_order,
+    draw_room,
     draw_sight,
 )
 from tiny_measure import diagnose, measure
@@ -83,6 +85,12 @@ class Mix:
     """Skills a drill lists at most."""
     sight: float = 0.0
     """Share of the drills that ask what one sees, not what a skill says."""
+    rooms: float = 0.0
+    """Share of the drills that ask where in a room one would go."""
+    orders: float = 0.0
+    """Share of the drills that ask in what order a thing is done."""
+    ordered: float = 0.0
+    """Share of the episodes in small worlds whose household has an order of its own."""
     observation: float = 0.1
     """Loss weight of what the world says."""
     full: float = 0.0
@@ -201,7 +209,10 @@ def draw_batches(rng: Random, encoder: Encoder, tokens: int, count: int, mix: Mi
 
 def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
     if rng.random() < mix.drills:
-        return encoder.row(draw_sight(rng) if rng.random() < mix.sight else draw_drill(rng, mix.most))
+        lookups = 1.0 - mix.sight - mix.rooms - mix.orders
+        kinds: list[Callable[[Random], Example]] = [draw_sight, draw_room, draw_order]
+        kinds.append(lambda rng: draw_drill(rng, mix.most))
+        return encoder.row(rng.choices(kinds, (mix.sight, mix.rooms, mix.orders, lookups))[0](rng))
     if rng.random() < mix.shop:
         return encoder.row(draw_purchase(rng, TRAIN_SHOPS, SHOP_BEGINNER if mix.weak else 0.0))
     size = "full" if rng.random() < mix.full else "small"
@@ -209,7 +220,10 @@ def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
         mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
     )
     weights = replace(WEAK if mix.weak else Weights(), observation=mix.observation)
-    return encoder.row(draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed))
+    ordered = size == "small" and rng.random() < mix.ordered
+    return encoder.row(
+        draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed, ordered)
+    )
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -326,6 +340,9 @@ class Run:
                     drills=max(options.drills, min(0.9, 1.0 - 5 * done)),
                     most=min(14, 4 + self.step // 25),
                     sight=options.sight if done > 0.25 else 0.0,
+                    rooms=options.rooms if done > 0.25 else 0.0,
+                    orders=options.orders if done > 0.25 else 0.0,
+                    ordered=options.ordered if done > 0.25 else 0.0,
                     observation=options.observation,
                     full=options.full if done > 0.25 else 0.0,
                     shop=options.shop if done > 0.4 else 0.0,
@@ -335,8 +352,9 @@ class Run:
                 weak = vague if stage == "weak" else None
                 heed = options.heed if weak else 1.0
                 mix = Mix(
-                    drills=options.drills, sight=options.sight, observation=options.observation,
-                    full=options.full, shop=options.shop, weak=weak, heed=heed,
+                    drills=options.drills, sight=options.sight, rooms=options.rooms, orders=options.orders,
+                    ordered=options.ordered, observation=options.observation, full=options.full,
+                    shop=options.shop, weak=weak, heed=heed,
                 )  # fmt: skip
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
@@ -409,8 +427,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--sight",
         type=float,
-        default=0.6,
+        default=0.15,
         help="share of the drills that ask what is seen, not what a skill says",
+    )
+    parser.add_argument(
+        "--rooms", type=float, default=0.45, help="share of the drills that ask where in a room one would go"
+    )
+    parser.add_argument(
+        "--orders", type=float, default=0.2, help="share of the drills that ask in what order a thing is done"
+    )
+    parser.add_argument(
+        "--ordered",
+        type=float,
+        default=0.3,
+        help="share of the episodes in small worlds whose household has an order of its own",
     )
     parser.add_argument("--observation", type=float, default=0.1, help="loss weight of what the world says")
     parser.add_argument("--shop", type=float, default=0.1, help="share of the other rows that are purchases")

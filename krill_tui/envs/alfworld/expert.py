@@ -13,7 +13,7 @@ from krill_tui.envs.base import StepResult
 ExpertHints = Mapping[str, Sequence[str]]
 """Object type -> receptacle types to search first, treatment (`heat`) -> receptacle types to try first; best first."""
 
-_CLOSED_KINDS = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
+CLOSED_KINDS = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
 _RARE = 0.003
 """Chance given to a place where the dataset never keeps a thing."""
 
@@ -206,7 +206,7 @@ class AlfworldExpert:
         if kind in hinted:
             return (0.0, float(hinted.index(kind)), 0.0 if self._is_at(place) else 1.0, self._number(place))
         chance = usual_places().get(wanted, {}).get(kind, _RARE)
-        steps = 2.0 if kind in _CLOSED_KINDS else 1.0
+        steps = 2.0 if kind in CLOSED_KINDS else 1.0
         if self._is_at(place):
             steps -= 0.9
         return (1.0, -chance / steps, 0.0, self._number(place))
