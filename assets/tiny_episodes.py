@@ -425,10 +425,12 @@ def draw_room(rng: Random, weights: Weights = Weights()) -> Example:
     things = rng.sample(sorted(usual_places()), rng.randint(20, 40))
     inside = {place: rng.sample(things, rng.choice((0, 0, 1, 1, 2, 4))) for place in places}
     closed = {place for place in places if place.split()[0] in CLOSED_KINDS}
-    listed = rng.sample(things, rng.choice((0, 0, 0, 2, 4, 8)))
+    listed = rng.sample(things, rng.choice((0, 0, 3, 6, 8, 10)))
     numbers = rng.sample(range(1, LAST_ID + 1), len(listed))
+    # Places of which there are few: one has soon been to all of them, and has to look elsewhere all the same.
+    few = [kind for kind in kinds if counts[kind] <= 2] or kinds
     skills = [
-        location_skill(thing, rng.choice(kinds if rng.random() < 0.8 else _all_places()), number)
+        location_skill(thing, rng.choice(few if rng.random() < 0.7 else _all_places()), number)
         for thing, number in zip(listed, numbers, strict=True)
     ]
     hints = place_hints(skills)
@@ -438,7 +440,7 @@ def draw_room(rng: Random, weights: Weights = Weights()) -> Example:
     )
     here, answer = "", f"{_WELCOME} you see {_listed(places)}."
     for turn in range(rng.randint(10, 18)):
-        thing = rng.choice(listed) if listed and rng.random() < 0.5 else rng.choice(things)
+        thing = rng.choice(listed) if listed and rng.random() < 0.7 else rng.choice(things)
         while here and here not in closed and thing in inside[here]:
             thing = rng.choice(things)
         kind = here.partition(" ")[0]
