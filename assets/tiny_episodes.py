@@ -6,7 +6,6 @@ measurement can use disjoint ones. Conversations are rendered by the product's o
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,10 +47,8 @@ HEED = 0.03
 _WANDER = 0.15
 """Share of a beginner's vague steps that go to any place of the room; some others do whatever is possible."""
 _ANYTHING = 0.05
-_FUMBLES = 0.4
+_FUMBLES = 0.25
 """Impossible actions, as a share of the vague ones."""
-_SLIPS = 0.3
-"""Share of the turns of a drill of rooms before which something impossible is tried."""
 
 _PROCEDURES = {
     "Pick": "put: take it, then put it",
@@ -283,32 +280,19 @@ def play_expert(
 
 
 def fumble(rng: Random, result: StepResult) -> str:
-    """An action that is not possible: going where one is or to a place that is not in the room, taking what is not
-    here, opening what does not open."""
+    """An action that is not possible: going where one is, taking what is not here, opening what does not open."""
     here = [action.removeprefix("examine ") for action in result.admissible if action.startswith("examine ")]
-    there = [action.removeprefix("go to ") for action in result.admissible if action.startswith("go to ")]
     place = f"{rng.choice(_all_places())} {rng.choice((1, 1, 2, 3))}"
     thing = f"{rng.choice(sorted(usual_places()))} 1"
-    actions = [f"take {thing} from {place}", f"open {place}"]
+    actions = [f"take {thing} from {place}", f"go to {place}", f"open {place}"]
     for name in here:
-        actions += [f"take {thing} from {name}", f"take {thing} from {name}"]
-    if rng.random() < 0.7:
-        actions = [f"go to {slip(rng, [*there, *here], here)}"]
+        actions += [
+            f"go to {name}",
+            f"go to {name}",
+            f"take {thing} from {name}",
+            f"take {thing} from {name}",
+        ]
     return rng.choice([action for action in actions if action not in result.admissible] or ["wait"])
-
-
-def slip(rng: Random, room: Sequence[str], here: Sequence[str]) -> str:
-    """A place to which one cannot go, as a player takes it for one: where one is, one more of a kind than the room
-    has, or of a kind that the room has not."""
-    kinds = Counter(name.partition(" ")[0] for name in room)
-    chance = rng.random()
-    if here and chance < 0.35:
-        return rng.choice(here)
-    if chance < 0.7:
-        near = [name.partition(" ")[0] for name in here if rng.random() < 0.5]
-        kind = rng.choice(near or sorted(kinds))
-        return f"{kind} {kinds[kind] + 1}"
-    return f"{rng.choice([kind for kind in _all_places() if kind not in kinds])} 1"
 
 
 def wander(rng: Random, admissible: Sequence[str]) -> str:
@@ -433,8 +417,7 @@ class _Asked(AlfworldExpert):
 def draw_room(rng: Random, weights: Weights = Weights()) -> Example:
     """One room, and at every turn another task: where would one go? What there is, and what was seen, decides.
 
-    The planner answers, as it would in an episode; nothing is ever taken or put down. Before some of its answers
-    something is tried that is not possible.
+    The planner answers, as it would in an episode; nothing is ever taken or put down.
     """
     kinds = rng.sample(_all_places(), rng.randint(4, 14))
     counts = {kind: rng.choice((1, 1, 1, 2, 2, 3, 4, 6)) for kind in kinds}
@@ -477,15 +460,7 @@ def draw_room(rng: Random, weights: Weights = Weights()) -> Example:
         if expert.last_hint in hints:
             thought = quote(hints[expert.last_hint][1])
         blank = "\n\n" if not turn else "\n"
-        said = f"{answer}{blank}{asked}"
-        if turn and rng.random() < _SLIPS:
-            # Never a target; what follows is: another way, not the same again.
-            vain = format_reply(thought, f"go to {slip(rng, places, [here])}")
-            example.messages += [{"role": "user", "content": said}, {"role": "assistant", "content": vain}]
-            example.weights += [(0.0, 0.0), (0.0, 0.0)]
-            example.kinds += ["", ""]
-            said = f"Nothing happens.\n{asked}"
-        example.messages.append({"role": "user", "content": said})
+        example.messages.append({"role": "user", "content": f"{answer}{blank}{asked}"})
         example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
         example.weights += [(0.0, 0.0), (weights.reply, weights.reply)]
         example.kinds += ["", step_kind(thought)]

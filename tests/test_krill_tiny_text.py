@@ -108,26 +108,22 @@ def test_the_planner_wins_in_any_order_and_soonest_when_told_the_right_one() -> 
 
 
 def test_in_a_drill_of_a_room_one_goes_only_where_one_is_not_and_what_there_is() -> None:
-    rng, goes, opens, vain = Random(5), 0, 0, 0
+    rng, goes, opens = Random(5), 0, 0
     for _ in range(40):
         example = tiny_episodes.draw_room(rng)
         room = set(re.findall(r"\ba ([a-z]+ \d+)", str(example.messages[1]["content"])))
         here = ""
-        for message, kind in zip(example.messages[2::2], example.kinds[2::2], strict=True):
+        for message in example.messages[2::2]:
             action = re.search(r"<action>(.*)</action>", str(message["content"]))
             assert action
-            if not kind:
-                place = action[1].removeprefix("go to ")
-                assert place == here or place not in room
-                vain += 1
-            elif action[1].startswith("go to "):
+            if action[1].startswith("go to "):
                 place = action[1].removeprefix("go to ")
                 assert place in room and place != here
                 here, goes = place, goes + 1
             elif action[1].startswith("open "):
                 assert action[1] == f"open {here}"
                 opens += 1
-    assert goes >= 300 and opens >= 20 and vain >= 60
+    assert goes >= 300 and opens >= 20
 
 
 def test_a_drill_of_orders_examines_where_the_skill_says_so_and_nowhere_else() -> None:
