@@ -29,7 +29,7 @@ _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """The keys and values of a prompt, by layer `[heads, tokens, head size]`."""
+    """The keys and values of a prompt, by layer `[heads, tokens, head size]`; a copy beside those of the rows."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
