@@ -121,7 +121,9 @@ def test_it_does_things_in_the_order_that_the_skill_says(policy: PolicyModel) ->
             if message["role"] == "assistant":
                 thought = str(message["content"]).removeprefix("<think>")
                 guess = most_likely(policy, f"{text}<|assistant|><think>")
-                kind = "look" if view.startswith("Task:") else "treat" if view.startswith("You arrive") else ""
+                kind = (
+                    "look" if view.startswith("Task:") else "treat" if view.startswith("You arrive") else ""
+                )
                 kind = "examine" if thought.startswith("examine") else kind
                 if kind:
                     right[kind].append(thought.startswith(guess.strip()))
