@@ -12,22 +12,19 @@ from random import Random
 from typing import Any, Literal
 
 import torch
+from tiny_drills import draw_drill, draw_order, draw_room, draw_sight
 from tiny_episodes import (
     COMPACT,
     VAGUE,
     Example,
     Prompted,
     SkillMode,
-    draw_drill,
     draw_episode,
-    draw_order,
-    draw_room,
-    draw_sight,
     draw_skills,
     draw_world,
     stations_of,
 )
-from tiny_orders import ORDERED_CATEGORIES, OrderedGame, draw_orders
+from tiny_orders import ORDERED_CATEGORIES, OrderedGame, orders_of
 
 from krill_tui.agent.actions import parse_reply
 from krill_tui.agent.prompts import first_messages, render_turn
@@ -56,7 +53,8 @@ def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> di
     """Teacher-forced greedy accuracy by kind of step: [n, thought exact, action exact].
 
     Kinds: lookup, search, take, transform, put; with right skills, `none/...` without any, `drill/...` in drills of
-    lookups, `sight/...` in drills of looks: what is in sight is taken, what is not is looked for. A lookup's
+    lookups, `sight/...` in drills of looks: what is in sight is taken, what is not is looked for; `room/...` and
+    `order/...` in drills of rooms and of orders. A lookup's
     `lookup/key`, `/value` and `/id` are the first, second and the number's token of the thought.
     """
     model.eval()
@@ -176,7 +174,7 @@ def play(
         categories = ORDERED_CATEGORIES if order else CATEGORIES
         habits, world, task = draw_world(rng, households, split, size, categories)
         inner = Random(rng.random())
-        orders = draw_orders(habits.seed) if order else None
+        orders = orders_of(habits.seed) if order else None
         told = orders.other() if orders and order == "wrong" else orders
         skills = draw_skills(inner, asked(mode), habits, stations_of(habits, size), task, told)
         game = OrderedGame(world, orders) if orders else AlfworldGame(world)
@@ -251,6 +249,22 @@ def fine_tune(
             if step % 8 == 0:
                 print(json.dumps({"sft": step, "loss": round(facts["loss"], 4)}), flush=True)
     return time.perf_counter() - started
+
+
+def gates(folder: str, households: range, episodes: int) -> None:
+    """Print, as JSON lines, what the model card's gates ask for: success in small and large worlds, and with orders."""
+    sampler = Sampler(load_model(folder, ModelSettings()))
+    small: dict[str, Any] = {"size": "small", "limit": 14, "temperature": 0.0, "constrained": True}
+    asks: list[tuple[SkillMode, dict[str, Any]]] = [
+        *((mode, small) for mode in ("right", "none", "irrelevant", "wrong")),
+        *(("right", {**small, "constrained": False, "temperature": t}) for t in (0.0, 1.0)),
+        *((mode, {**small, "size": "full", "limit": 40}) for mode in ("right", "none")),
+        *(("right", {**small, "order": order}) for order in ("right", "wrong")),
+        ("none", {**small, "order": "right"}),
+    ]
+    for mode, options in asks:
+        facts = play(sampler, households, mode, episodes, **options)
+        print(json.dumps({"skills": mode, **options, **facts}), flush=True)
 
 
 def measure(folder: str, households: range, episodes: int, seed: int, *, examples: int = 256) -> None:

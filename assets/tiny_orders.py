@@ -58,9 +58,12 @@ class Orders:
         return LAMP_FIRST if self.lamp_first else LAMP_LAST
 
 
-def draw_orders(seed: int) -> Orders:
+def orders_of(seed: int) -> Orders:
     """Those of the household of a seed."""
-    rng = Random(f"orders/{seed}")
+    return draw_orders(Random(f"orders/{seed}"))
+
+
+def draw_orders(rng: Random) -> Orders:
     return Orders(frozenset(t for t in TREATMENT.values() if rng.random() < 0.5), rng.random() < 0.5)
 
 
@@ -161,12 +164,15 @@ class OrderedExpert(AlfworldExpert):
 
     def _treat(self, goal: TaskGoal, held: str) -> tuple[str, str]:
         treatment = goal.treatment or "clean"
+        hinted = self._hints.get(treatment, ())
+        elsewhere = not hinted or self._useless.issuperset(hinted)
         for place in filter(self._is_at, self._receptacles):
-            kind, told = object_type(place), self._told.get(treatment)
-            if told and kind not in self._hints[treatment]:
-                told = None
+            kind = object_type(place)
+            told = self._told.get(treatment) if kind in hinted else None
             possible = f"{treatment} {held} with {place}" in self._admissible
-            plausible = not possible and kind in worlds.STATIONS[treatment]
+            plausible = not possible and (
+                kind in hinted or (elsewhere and kind in worlds.STATIONS[treatment])
+            )
             if place not in self._examined and (told or plausible):
                 self._examined.add(place)
                 return "examine the place first" + (f" [{told.id}]" if told else ""), f"examine {place}"

@@ -4,7 +4,7 @@
 
 Stage `base` teaches to read (drills of lookups, then whole episodes, drills kept in to the end); stage `weak` goes
 on with players who often do anything that is possible, so that a beginner comes out who still knows how to read.
-`--diagnose` and `--measure` only test what is in DIR. Everything is logged as JSON lines in DIR/log.jsonl.
+`--diagnose`, `--gates` and `--measure` only test what is in DIR. Everything is logged as JSON lines in DIR/log.jsonl.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from tiny_drills import draw_drill, draw_order, draw_room, draw_sight
 from tiny_episodes import (
     BEGINNER,
     HEED,
@@ -29,14 +30,10 @@ from tiny_episodes import (
     Example,
     Noise,
     Weights,
-    draw_drill,
     draw_episode,
     draw_modes,
-    draw_order,
-    draw_room,
-    draw_sight,
 )
-from tiny_measure import diagnose, measure
+from tiny_measure import diagnose, gates, measure
 from tiny_purchases import draw_purchase
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
@@ -463,7 +460,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--measure", metavar="MODEL", help="only: success of a model folder, before and after SFT"
     )
-    parser.add_argument("--episodes", type=int, default=128, help="with --diagnose and --measure")
+    parser.add_argument(
+        "--gates", metavar="MODEL", help="only: success of a model folder in the card's gates"
+    )
+    parser.add_argument("--episodes", type=int, default=128, help="with --diagnose, --measure and --gates")
     return parser.parse_args()
 
 
@@ -472,6 +472,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     if options.measure:
         measure(options.measure, TEST_HOUSEHOLDS, options.episodes, options.seed)
+        return
+    if options.gates:
+        gates(options.gates, TEST_HOUSEHOLDS, options.episodes)
         return
     if options.diagnose:
         from transformers import AutoModelForCausalLM, AutoTokenizer

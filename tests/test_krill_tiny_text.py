@@ -14,6 +14,7 @@ import pytest
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 sys.path.insert(0, str(ASSETS))
 # Scripts beside the package, not part of it.
+tiny_drills: Any = importlib.import_module("tiny_drills")
 tiny_episodes: Any = importlib.import_module("tiny_episodes")
 tiny_measure: Any = importlib.import_module("tiny_measure")
 tiny_orders: Any = importlib.import_module("tiny_orders")
@@ -87,7 +88,7 @@ def test_the_planner_wins_in_any_order_and_soonest_when_told_the_right_one() -> 
             habits, world, task = tiny_episodes.draw_world(
                 rng, HOUSEHOLDS, categories=tiny_orders.ORDERED_CATEGORIES
             )
-            orders = tiny_orders.draw_orders(habits.seed)
+            orders = tiny_orders.orders_of(habits.seed)
             said = orders.other() if told == "wrong" else orders
             mode = "none" if told == "none" else "right"
             skills = tiny_episodes.draw_skills(
@@ -107,10 +108,39 @@ def test_the_planner_wins_in_any_order_and_soonest_when_told_the_right_one() -> 
     assert steps["right"] < steps["none"] - 20
 
 
+def test_the_planner_that_is_told_the_station_examines_no_other_place() -> None:
+    rng, examined = Random(12), 0
+    for _ in range(40):
+        habits, world, task = tiny_episodes.draw_world(rng, HOUSEHOLDS, categories=("Clean", "Heat", "Cool"))
+        orders = tiny_orders.orders_of(habits.seed)
+        skills = tiny_episodes.draw_skills(
+            rng, tiny_measure.asked("right"), habits, habits.stations, task, orders
+        )
+        treatment = tiny_episodes.TREATMENT[task.category]
+        example = tiny_episodes.play_expert(
+            rng, tiny_orders.OrderedGame(world, orders), task, skills, 0.0, tiny_episodes.Weights(), 40
+        )
+        places = re.findall(
+            r"<action>examine ([a-z]+) ", " ".join(str(m["content"]) for m in example.messages)
+        )
+        assert set(places) <= {habits.stations[treatment]}
+        assert bool(places) == (treatment in orders.examined)
+        examined += len(places)
+    assert examined >= 10
+
+
+@pytest.mark.parametrize("mode", ["right", "wrong"])
+def test_what_a_skill_says_of_the_lamp_is_the_order_told(mode: str) -> None:
+    for lamp_first in (True, False):
+        told = tiny_orders.Orders(frozenset(), lamp_first)
+        tier = tiny_episodes._draw_tier(Random(1), mode, {}, "Look", told)
+        assert tier[0].principle == (tiny_orders.LAMP_FIRST if lamp_first else tiny_orders.LAMP_LAST)
+
+
 def test_in_a_drill_of_a_room_one_goes_only_where_one_is_not_and_what_there_is() -> None:
     rng, goes, opens = Random(5), 0, 0
     for _ in range(40):
-        example = tiny_episodes.draw_room(rng)
+        example = tiny_drills.draw_room(rng)
         room = set(re.findall(r"\ba ([a-z]+ \d+)", str(example.messages[1]["content"])))
         here = ""
         for message in example.messages[2::2]:
@@ -129,7 +159,7 @@ def test_in_a_drill_of_a_room_one_goes_only_where_one_is_not_and_what_there_is()
 def test_a_drill_of_orders_examines_where_the_skill_says_so_and_nowhere_else() -> None:
     rng, examined, at_once = Random(6), 0, 0
     for _ in range(40):
-        example = tiny_episodes.draw_order(rng)
+        example = tiny_drills.draw_order(rng)
         skills = {line.split()[0]: line for line in str(example.messages[0]["content"]).splitlines()}
         for view, reply in zip(example.messages[1::2], example.messages[2::2], strict=True):
             said, answer = str(view["content"]), str(reply["content"])
@@ -152,7 +182,7 @@ def test_drills_and_ordered_episodes_come_again_with_the_seed() -> None:
     def text() -> list[Any]:
         rng = Random(8)
         episode = tiny_episodes.draw_episode(rng, HOUSEHOLDS, tiny_measure.asked("right"), 0.2, ordered=True)
-        drills = [*tiny_episodes.draw_room(rng).messages, *tiny_episodes.draw_order(rng).messages]
+        drills = [*tiny_drills.draw_room(rng).messages, *tiny_drills.draw_order(rng).messages]
         return [*episode.messages, *drills]
 
     assert text() == text()

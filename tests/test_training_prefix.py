@@ -11,7 +11,8 @@ import torch
 
 from krill_tui.training import prefix as prefixes
 from krill_tui.training import sampler as sampling
-from krill_tui.training.prefix import ATTENTION, Prefix, can_share, share
+from krill_tui.training.kv import KvPool
+from krill_tui.training.prefix import ATTENTION, PrefixKv, can_share, share
 from krill_tui.training.sampler import Sampler
 from tests.tiny_policy import answer, item, make_policy, opening
 
@@ -32,7 +33,7 @@ def test_shared_attention_equals_plain_attention(
     rows, span, size, lengths = len(members), 23, 8, (9, 6, 12)
     key, value = (torch.randn(rows, key_heads, 40, size, generator=generator) for _ in range(2))
     prompts = [
-        Prefix(*([torch.randn(key_heads, length, size, generator=generator)] for _ in range(2)))
+        PrefixKv(*([torch.randn(key_heads, length, size, generator=generator)] for _ in range(2)))
         for length in lengths
     ]
     for row, group in enumerate(members):
@@ -46,10 +47,10 @@ def test_shared_attention_equals_plain_attention(
     arguments = (_layer(heads // key_heads), query, key[:, :, :span], value[:, :, :span])
     expected, _ = prefixes._attention(*arguments, mask.clone(), scaling=0.4)
     shared = share([prompts[group] for group in members])
-    assert shared.length == min(lengths[group] for group in set(members))
+    assert shared.prefix_length == min(lengths[group] for group in set(members))
     shared.mark(mask)
     # Were the rows' own copies of the shared part read, this would be seen.
-    key[:, :, : shared.length] = float("nan")
+    key[:, :, : shared.prefix_length] = float("nan")
     found, _ = prefixes._attention(*arguments, mask, scaling=0.4)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() < CLOSE
@@ -60,7 +61,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The sizes of the passes that shared something."""
     sizes: list[int] = []
 
-    def counted(rows: list[Prefix]) -> prefixes.Shared:
+    def counted(rows: list[PrefixKv]) -> prefixes.Shared:
         sizes.append(len(rows))
         return share(rows)
 
@@ -114,6 +115,43 @@ def test_small_groups_and_new_weights_share_nothing(tiny_model_dir: Path, used: 
     used.clear()
     # What was read under the old weights is read again, each row for itself.
     sampler.sample([item(f"e{n}", answer(), seed=n) for n in range(4)])
+    assert not used
+
+
+def test_a_late_member_replies_as_it_does_alone_and_others_share_again_once_it_is_gone(
+    tiny_model_dir: Path, used: list[int]
+) -> None:
+    policy = make_policy(tiny_model_dir)
+    sampler, alone = Sampler(policy), Sampler(policy)
+    first = [item(f"e{n}", opening(), seed=n) for n in range(4)]
+    sampler.sample(first)
+    used.clear()
+    late, [e0] = item("late", opening(), seed=9), [item("e0", answer(), seed=0)]
+    together = sampler.sample([late, e0, *(item(f"e{n}", answer(), seed=n) for n in range(1, 4))])
+    assert together[0].ids == alone.sample([late])[0].ids
+    alone.sample(first[:1])
+    assert together[1].ids == alone.sample([e0])[0].ids
+    sampler.finish(["late", "e1"])
+    used.clear()
+    again = sampler.sample([item(f"e{n}", answer("mug"), seed=n) for n in (0, 2, 3)])
+    assert used and set(used) <= {1, 2, 3}
+    assert again[0].ids == alone.sample([item("e0", answer("mug"), seed=0)])[0].ids
+
+
+def test_no_memory_for_the_common_part_costs_no_reply(
+    tiny_model_dir: Path, used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = make_policy(tiny_model_dir)
+    items = [item(f"e{n}", opening(), seed=n) for n in range(4)]
+    expected = [output.ids for output in Sampler(policy).sample(items)]
+    used.clear()
+
+    def fail(self: KvPool, row: int, columns: int) -> PrefixKv:
+        torch.empty(1 << 46)  # more than there are addresses
+        raise AssertionError
+
+    monkeypatch.setattr(KvPool, "prefix", fail)
+    assert [output.ids for output in Sampler(policy).sample(items)] == expected
     assert not used
 
 

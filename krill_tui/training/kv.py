@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from krill_tui.training.prefix import Prefix
+from krill_tui.training.prefix import PrefixKv
 
 _GROW = 256
 """Columns are added in multiples of this many tokens."""
@@ -61,9 +61,9 @@ class KvPool(Cache):
         for store in (*self._keys, *self._values):
             store[target, :, :columns] = store[source, :, :columns]
 
-    def prefix(self, row: int, columns: int) -> Prefix:
+    def prefix(self, row: int, columns: int) -> PrefixKv:
         """A copy of the first `columns` of a row."""
-        return Prefix(
+        return PrefixKv(
             *([store[row, :, :columns].clone() for store in side] for side in (self._keys, self._values))
         )
 

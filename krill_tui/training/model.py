@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from krill_tui.errors import ModelError
 from krill_tui.training.batches import TokenBatch
 from krill_tui.training.lora import MergedLinear
-from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, pack
+from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, is_plain, pack
 from krill_tui.training.ranks import Ranks, Sharding, is_out_of_memory
 from krill_tui.training.shard import Sharded, leave, shard
 from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
@@ -177,9 +177,7 @@ class PolicyModel:
     def _try_packing(self) -> bool:
         """Compare both ways on a few tokens. What a short trial cannot show is read from the configuration."""
         config = self.base.config.get_text_config()
-        if any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")):
-            return False
-        if self.base.config._attn_implementation != "sdpa":
+        if not is_plain(config) or self.base.config._attn_implementation != "sdpa":
             return False
         self._attend(ATTENTION)
         generator = torch.Generator().manual_seed(0)

@@ -28,8 +28,13 @@ _SHARE_FROM = 16
 """A shared piece shorter than this is not worth a node of its own."""
 _JOB_TOKENS = 64
 """Queries of siblings are put together up to this many (or half their prefix): a call costs something, too."""
-UNKNOWN = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
+SPECIAL = ("sliding_window", "softcap", "s_aux", "position_bias", "cache")
 """Arguments of attention functions that change what may be seen or how it is weighed."""
+
+
+def is_plain(config: Any) -> bool:
+    """Whether a model's (text) config asks for attention over everything before, as far as a config tells."""
+    return not any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
 
 
 class NotPackableError(Exception):
@@ -219,7 +224,7 @@ def _attention(
     layout: Layout | None = getattr(attention_mask, "krill_layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
-    if any(arguments.get(name) is not None for name in UNKNOWN) or arguments.get("is_causal") is False:
+    if any(arguments.get(name) is not None for name in SPECIAL) or arguments.get("is_causal") is False:
         raise NotPackableError
     # Splitting, unlike slicing, has a gradient that is put together once.
     queries, keys, values = (tensor.split(layout.sizes, 2) for tensor in (query, key, value))

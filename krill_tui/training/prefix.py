@@ -1,9 +1,10 @@
-"""Attention over what episodes have in common: the keys and values of a group's prompt are read once a pass.
+"""Shared-prefix (cascade) attention: the keys and values of a group's prompt are read once a pass.
 
 A GRPO group's episodes begin with the same tokens. With one new token in each row, attention is bound by reading the
 cache and by products of few rows, so for a group of eight the prompt's part costs little more than an eighth. The
-softmax over prompt and rest is put together from both parts' denominators, as flash attention does it. As in `packing`, the attention is registered with transformers
-and finds what it needs on the mask; without that it is plain `sdpa`.
+softmax over prompt and rest is put together from both parts' denominators, as flash attention does it. As in
+`packing`, the attention is registered with transformers and finds what it needs on the mask; without that it is plain
+`sdpa`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prefix:
+class PrefixKv:
     """The keys and values of a prompt, by layer `[heads, tokens, head size]`; a copy beside those of the rows."""
 
     keys: Sequence[Tensor]
@@ -42,14 +43,14 @@ class Prefix:
 class Shared:
     """What the rows of a forward pass begin with."""
 
-    prefixes: Sequence[Prefix]
-    order: Tensor
+    prefixes: Sequence[PrefixKv]
+    permutation: Tensor
     """The rows, `[n]`: those of the first prefix, then those of the second and so on."""
     edges: Sequence[int]
-    """Where in that order each prefix's rows begin, and the end."""
-    back: Tensor
-    """The place of each row in that order, `[n]`."""
-    length: int
+    """Where in the permutation each prefix's rows begin, and the end."""
+    inverse: Tensor
+    """The place of each row in the permutation, `[n]`."""
+    prefix_length: int
     """How many of a prefix's tokens are read apart: as many as the shortest has."""
 
     def mark(self, mask: Tensor) -> None:
@@ -57,13 +58,13 @@ class Shared:
         mask.krill_shared = self  # type: ignore[attr-defined]
 
 
-def share(rows: Sequence[Prefix]) -> Shared:
+def share(rows: Sequence[PrefixKv]) -> Shared:
     """What rows with these prefixes share."""
     prefixes = list({id(prefix): prefix for prefix in rows}.values())
     members = [[row for row, own in enumerate(rows) if own is prefix] for prefix in prefixes]
-    order = torch.tensor([row for group in members for row in group])
+    permutation = torch.tensor([row for group in members for row in group])
     edges = [0, *accumulate(map(len, members))]
-    return Shared(prefixes, order, edges, order.argsort(), min(map(len, prefixes)))
+    return Shared(prefixes, permutation, edges, permutation.argsort(), min(map(len, prefixes)))
 
 
 def can_share(model: Any) -> bool:
@@ -73,10 +74,9 @@ def can_share(model: Any) -> bool:
     """
     if not hasattr(torch.ops.aten, _KERNEL):
         return False
-    config = model.config.get_text_config()
-    special = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    plain = model.config._attn_implementation in ("sdpa", packing.ATTENTION) and not special
-    return plain and model.device.type == "cpu" and model.dtype == torch.float32
+    plain = packing.is_plain(model.config.get_text_config())
+    known = model.config._attn_implementation in ("sdpa", packing.ATTENTION)
+    return plain and known and model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def _attention(
@@ -89,11 +89,11 @@ def _attention(
 ) -> tuple[Tensor, Tensor | None]:
     """The attention function: `query` `[n, H, L, size]`, `key` and `value` `[n, h, span, size]`."""
     shared: Shared | None = getattr(attention_mask, "krill_shared", None)
-    special = any(arguments.get(name) is not None for name in packing.UNKNOWN)
+    special = any(arguments.get(name) is not None for name in packing.SPECIAL)
     if shared is None or attention_mask is None or special or value.shape[-1] != query.shape[-1]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **arguments)
     rows, heads, new, size = query.shape
-    at, scale = shared.length, arguments.get("scaling") or size**-0.5
+    at, scale = shared.prefix_length, arguments.get("scaling") or size**-0.5
     # The query heads of a key head lie side by side: they are as good as queries of one head.
     queries = query.reshape(rows, key.shape[1], -1, size)
     mask = attention_mask[..., at:].expand(rows, 1, new, -1).repeat(1, 1, heads // key.shape[1], 1)
@@ -101,7 +101,7 @@ def _attention(
         queries, key[:, :, at:], value[:, :, at:], attn_mask=mask, scale=scale
     )
     # [n, h, q, size] -> [h, n q, size], group by group: all rows of a group ask the same keys.
-    asked = queries[shared.order].transpose(0, 1).flatten(1, 2) * scale
+    asked = queries[shared.permutation].transpose(0, 1).flatten(1, 2) * scale
     weights = torch.empty(*asked.shape[:2], at, dtype=query.dtype)
     common = torch.empty_like(asked)
     edges = [edge * queries.shape[2] for edge in shared.edges]
@@ -112,7 +112,9 @@ def _attention(
     weights.sub_(total).exp_()
     for prefix, piece in zip(shared.prefixes, pieces, strict=True):
         torch.bmm(weights[:, piece], prefix.values[module.layer_idx][:, :at], out=common[:, piece])
-    common, total = (part.unflatten(1, (rows, -1)).transpose(0, 1)[shared.back] for part in (common, total))
+    common, total = (
+        part.unflatten(1, (rows, -1)).transpose(0, 1)[shared.inverse] for part in (common, total)
+    )
     result = torch.lerp(own, common, torch.sigmoid(total - total_own[..., None]))
     return result.reshape(rows, heads, new, size).transpose(1, 2).contiguous(), None
 

@@ -194,9 +194,13 @@ def release_memory() -> None:
         torch.mps.empty_cache()
 
 
+_SAID = ("not enough memory", "out of memory", "can't allocate memory")
+"""Windows and older torch, Apple's GPUs, Linux."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """torch raises a plain RuntimeError when the CPU's memory, or Apple's, is short."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    return isinstance(error, RuntimeError) and any(said in text for said in _SAID)

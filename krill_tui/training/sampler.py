@@ -18,7 +18,7 @@ from krill_tui.models.worker_protocol import SampleItem, SampleOutput
 from krill_tui.training.constraint import ReplyState
 from krill_tui.training.kv import KvPool
 from krill_tui.training.model import PolicyModel, output_logits
-from krill_tui.training.prefix import ATTENTION, Prefix, Shared, can_share, share
+from krill_tui.training.prefix import ATTENTION, PrefixKv, Shared, can_share, share
 from krill_tui.training.ranks import is_out_of_memory, release_memory
 
 _PREFILL_TOKENS = 8192
@@ -44,7 +44,7 @@ class _Episode:
     """How many of `ids` are in the pool."""
     ended: bool = True
     """The last reply closed with the end-of-turn token."""
-    prefix: Prefix | None = None
+    prefix: PrefixKv | None = None
     """What it has in common with others of its group, while that is cached."""
 
     def pending(self) -> list[int]:
@@ -90,6 +90,8 @@ class Sampler:
         self._shares = can_share(self._model)
         if self._shares:
             self._model.set_attn_implementation(ATTENTION)
+            # Some models only warn and keep their own.
+            self._shares = self._model.config._attn_implementation == ATTENTION
         self.refresh()
 
     def refresh(self) -> None:
@@ -202,9 +204,18 @@ class Sampler:
             episode.cached = len(episode.ids)
             self._pool.copy_row(leader, row, episode.cached)
             if self._shares and first.prefix is None and leaders.count(leader) + 1 >= _SHARED_ROWS:
-                first.prefix = self._pool.prefix(leader, first.cached)
+                first.prefix = self._copy_prefix(leader, first.cached)
             episode.prefix = first.prefix
         return torch.cat([logits, logits[leaders]]) if leaders else logits
+
+    def _copy_prefix(self, row: int, columns: int) -> PrefixKv | None:
+        """What a group shares; None where there is no memory for it: each row then reads its own."""
+        try:
+            return self._pool.prefix(row, columns)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _forward(self, active: list[_Turn]) -> Tensor:
         """Compute what is pending in the first rows; gives the logits after each row's last token, `[n, V]`."""
@@ -270,10 +281,13 @@ class Sampler:
         return output_logits(self._model, hidden[torch.arange(len(last), device=device), last])
 
     def _shared(self, episodes: list[_Episode], width: int) -> Shared | None:
-        """What the rows of a pass begin with, where reading that once is worth the trouble."""
+        """What the rows of a pass begin with, where reading that once is worth the trouble.
+
+        None as soon as one row shares nothing, as an episode that began later than its group.
+        """
         if width > _SHARED_WIDTH:
             return None
-        prefixes = [e.prefix for e in episodes if e.prefix is not None and e.cached >= len(e.prefix)]
+        prefixes = [episode.prefix for episode in episodes if episode.prefix is not None]
         if len(prefixes) < len(episodes) or len(set(map(id, prefixes))) * _SHARED_ROWS > len(episodes):
             return None
         return share(prefixes)
