@@ -1,6 +1,6 @@
 """Drills of krill-tiny: conversations of one operation each, on which a token or two of an episode depends.
 
-Lookups in the skills, looks at a place, ways through a room, orders of steps. Rendered by the product's own prompt
+Lookups in the skills, looks at a place, ways through a room, where one has been, what was seen there, orders of steps. Rendered by the product's own prompt
 code, like the episodes (`tiny_episodes.py`).
 """
 
@@ -27,6 +27,10 @@ _WELCOME = (
 )
 
 
+_FETCHED = ("Pick", "PickTwo", "Clean", "Heat", "Cool")
+"""Categories of tasks that begin with looking for a thing."""
+
+
 def draw_drill(rng: Random, most: int = 14) -> Example:
     """Many lookups in one list of up to `most` skills: any thing may lie anywhere, some asked for are not listed."""
     things, places = sorted(usual_places()), all_places()
@@ -48,7 +52,7 @@ def draw_drill(rng: Random, most: int = 14) -> Example:
     example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
     for _ in range(rng.randint(10, 16)):
         thing = rng.choice(listed) if rng.random() < 0.8 else rng.choice(missing)
-        category = rng.choice(("Pick", "PickTwo", "Clean", "Heat", "Cool"))
+        category = rng.choice(_FETCHED)
         sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
         action = "look"
         if procedure in shown and rng.random() < 0.25:
@@ -97,7 +101,7 @@ def draw_sight(rng: Random) -> Example:
         for other in rng.sample(seen, rng.randint(0, min(2, len(seen)))):
             if other != thing:
                 names += [f"{other} {n}" for n in (5, 6)[: rng.randint(1, 2)]]
-        category = rng.choice(("Pick", "PickTwo", "Clean", "Heat", "Cool"))
+        category = rng.choice(_FETCHED)
         sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
         example.messages.append(
             {
@@ -193,6 +197,151 @@ def draw_room(rng: Random) -> Example:
                 answer += f"On the {here}, you see {_listed_things(inside[here])}."
         else:
             break
+    return example
+
+
+def draw_tour(rng: Random) -> Example:
+    """Where one has been: a walk through a room, and after every place some tasks about things that are not there.
+
+    Their skills name kinds of places of which some, all or none were passed. The planner says what is left to look at.
+    """
+    kinds = rng.sample(all_places(), rng.randint(4, 9))
+    counts = {kind: rng.choice((1, 1, 1, 2, 2, 3, 4)) for kind in kinds}
+    places = [f"{kind} {n}" for kind in kinds for n in range(1, counts[kind] + 1)]
+    things = rng.sample(sorted(usual_places()), rng.randint(16, 30))
+    listed, others, seen = things[:6], things[6:10], things[10:]
+    listed = rng.sample(listed, rng.choice((0, 3, 4, 5, 6)))
+    skills = {
+        thing: location_skill(thing, rng.choice(kinds if rng.random() < 0.9 else all_places()), number)
+        for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
+    }
+    hints = place_hints(list(skills.values()))
+    expert = _Asked({key: where for key, (where, _) in hints.items()})
+    system = render_system("alfworld", list(skills.values()), COMPACT)
+    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+    lines = [
+        f"{_WELCOME} you see {_listed([p for k in sorted(kinds) for p in reversed(places) if p.split()[0] == k])}.\n"
+    ]
+    passed = dict.fromkeys(kinds, 0)
+    kind = rng.choice(kinds)
+    for _ in range(min(len(places) - 1, rng.randint(4, 10))):
+        left = [other for other in kinds if passed[other] < counts[other]]
+        if passed[kind] == counts[kind] or rng.random() < 0.4:
+            kind = rng.choice(left)
+        passed[kind] += 1
+        here = f"{kind} {passed[kind]}"
+        names = sorted(
+            f"{thing} {rng.choice((1, 2, 3))}" for thing in rng.sample(seen, rng.choice((0, 0, 1, 2)))
+        )
+        lines.append(_view(rng, here, names))
+        admissible = (f"examine {here}", *(f"go to {place}" for place in sorted(places) if place != here))
+        # As often what a skill names is all passed as not, as far as there is such a thing.
+        done = [
+            t
+            for t, s in skills.items()
+            if counts.get(quote(s).split()[1], 0) == passed.get(quote(s).split()[1], 0)
+        ]
+        for _ in range(rng.choice((1, 2, 2, 3))):
+            rest = [thing for thing in listed if thing not in done]
+            thing = rng.choice(rng.choice((done, rest, others)) or listed or others)
+            sentence = rng.choice(worlds._WORDINGS[rng.choice(_FETCHED)]).format(
+                o=thing, r=rng.choice(all_places())
+            )
+            thought, action = "", ""
+            for line in lines or [""]:
+                thought, action = expert.answer(sentence, "", StepResult(line, admissible))
+            if expert.last_hint in hints:
+                thought = quote(hints[expert.last_hint][1])
+            content = "\n".join((*lines, f"Task: {sentence}".removesuffix(".")))
+            lines = []
+            example.messages.append({"role": "user", "content": content})
+            example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
+            example.weights += [(0.0, 0.0), (1.0, 1.0)]
+            example.kinds += ["", step_kind(thought)]
+    return example
+
+
+def draw_memory(rng: Random) -> Example:
+    """What was seen where: a walk from place to place, and at every turn another task, mostly about a thing passed by.
+
+    The planner answers. What is taken may be put where the next task wants a second one: what lay in two places, or
+    twice in one, is still there, what lay once is not.
+    """
+    places = [
+        f"{kind} {n}"
+        for kind in rng.sample(all_places(), rng.randint(3, 8))
+        for n in range(1, rng.choice((1, 1, 1, 2, 3)) + 1)
+    ]
+    pool = rng.sample(sorted(usual_places()), rng.randint(10, 30))
+    inside: dict[str, list[str]] = {place: [] for place in places}
+    for thing in pool:
+        numbers = rng.sample((1, 1, 2, 2, 3, 4), rng.choice((1, 1, 2)))
+        for number in sorted(set(numbers)):
+            inside[rng.choice(places)].append(f"{thing} {number}")
+    listed = rng.sample(pool, rng.choice((0, 0, 2, 4, 6)))
+    skills = [
+        location_skill(thing, rng.choice(all_places()), number)
+        for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
+    ]
+    hints = place_hints(skills)
+    expert = _Asked({key: where for key, (where, _) in hints.items()})
+    system = render_system("alfworld", skills, COMPACT)
+    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+
+    def ask(lines: Sequence[str], thing: str, target: str, categories: Sequence[str]) -> str:
+        """One turn, in which the world says these lines, and the planner's reply; its action."""
+        sentence = rng.choice(worlds._WORDINGS[rng.choice(categories)]).format(o=thing, r=target)
+        admissible = [f"go to {place}" for place in sorted(places) if place != here]
+        admissible += [f"examine {here}", *(f"take {other} from {here}" for other in inside[here])]
+        thought, action = "", ""
+        for line in lines or [""]:
+            thought, action = expert.answer(sentence, "", StepResult(line, tuple(admissible)))
+        if expert.last_hint in hints:
+            thought = quote(hints[expert.last_hint][1])
+        content = "\n".join((*lines, f"Task: {sentence}".removesuffix(".")))
+        # A search is not the matter here: its thought says that the thing was nowhere seen.
+        searches = step_kind(thought) != "take"
+        reply = f"<think>{thought}</think>" if searches else format_reply(thought, action)
+        example.messages.append({"role": "user", "content": content})
+        example.messages.append({"role": "assistant", "content": reply})
+        example.weights += [(0.0, 0.0), (1.0, 1.0)]
+        example.kinds += [
+            "",
+            "recall" if action.startswith("go to ") and not searches else step_kind(thought),
+        ]
+        return action
+
+    def elsewhere(thing: str) -> str:
+        """A kind of place where there is none of it."""
+        kinds = {name.split()[0] for name in places if not any(o.split()[0] == thing for o in inside[name])}
+        return rng.choice(sorted(kinds) or all_places())
+
+    passed: list[str] = []
+    for here in rng.sample(places, min(len(places), rng.randint(6, 11))):
+        visible = {name.split()[0] for name in inside[here]}
+        known = [name.split()[0] for place in passed for name in inside[place]]
+        known = [thing for thing in known if thing not in visible]
+        hidden = [thing for thing in pool if thing not in visible and thing not in known]
+        chance = rng.random()
+        choices = known if chance < 0.7 else sorted(visible) if chance < 0.85 else hidden
+        thing = rng.choice(choices or hidden or pool)
+        lines = [_view(rng, here, sorted(inside[here]))]
+        if not passed:
+            lines = [f"{_WELCOME} you see {_listed(sorted(places, reverse=True))}.\n", *lines]
+        action = ask(lines, thing, elsewhere(thing), _FETCHED)
+        passed.append(here)
+        if action.startswith("take ") and rng.random() < 0.7:
+            taken = action.removeprefix("take ").partition(" from ")[0]
+            inside[here].remove(taken)
+            target = elsewhere(thing)
+            lines = [
+                f"You pick up the {taken} from the {here}.",
+                f"You put the {taken} in/on the {target} 1.",
+            ]
+            ask(lines, thing, target, ("PickTwo",))
+        elif known and rng.random() < 0.6:
+            thing = rng.choice(known)
+            ask([], thing, elsewhere(thing), _FETCHED)
     return example
 
 

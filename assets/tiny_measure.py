@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Literal
 
 import torch
-from tiny_drills import draw_drill, draw_order, draw_room, draw_sight
+from tiny_drills import draw_drill, draw_memory, draw_order, draw_room, draw_sight, draw_tour
 from tiny_episodes import (
     COMPACT,
     VAGUE,
@@ -66,6 +66,8 @@ def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> di
         ("drill/", episodes // 4, lambda: draw_drill(rng)),
         ("sight/", episodes // 4, lambda: draw_sight(rng)),
         ("room/", episodes // 4, lambda: draw_room(rng)),
+        ("tour/", episodes // 4, lambda: draw_tour(rng)),
+        ("memory/", episodes // 4, lambda: draw_memory(rng)),
         ("order/", episodes // 4, lambda: draw_order(rng)),
     ]
     for prefix, count, draw in sources:

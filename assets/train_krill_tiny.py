@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from tiny_drills import draw_drill, draw_order, draw_room, draw_sight
+from tiny_drills import draw_drill, draw_memory, draw_order, draw_room, draw_sight, draw_tour
 from tiny_episodes import (
     BEGINNER,
     HEED,
@@ -84,6 +84,10 @@ class Mix:
     """Share of the drills that ask what one sees, not what a skill says."""
     rooms: float = 0.0
     """Share of the drills that ask where in a room one would go."""
+    tours: float = 0.0
+    """Share of the drills that ask where one has not been yet."""
+    memory: float = 0.0
+    """Share of the drills that ask where a thing was seen."""
     orders: float = 0.0
     """Share of the drills that ask in what order a thing is done."""
     ordered: float = 0.0
@@ -206,10 +210,10 @@ def draw_batches(rng: Random, encoder: Encoder, tokens: int, count: int, mix: Mi
 
 def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
     if rng.random() < mix.drills:
-        lookups = 1.0 - mix.sight - mix.rooms - mix.orders
-        kinds: list[Callable[[Random], Example]] = [draw_sight, draw_room, draw_order]
+        shares = (mix.sight, mix.rooms, mix.tours, mix.memory, mix.orders)
+        kinds: list[Callable[[Random], Example]] = [draw_sight, draw_room, draw_tour, draw_memory, draw_order]
         kinds.append(lambda rng: draw_drill(rng, mix.most))
-        return encoder.row(rng.choices(kinds, (mix.sight, mix.rooms, mix.orders, lookups))[0](rng))
+        return encoder.row(rng.choices(kinds, (*shares, 1.0 - sum(shares)))[0](rng))
     if rng.random() < mix.shop:
         return encoder.row(draw_purchase(rng, TRAIN_SHOPS, SHOP_BEGINNER if mix.weak else 0.0))
     size = "full" if rng.random() < mix.full else "small"
@@ -338,6 +342,8 @@ class Run:
                     most=min(14, 4 + self.step // 25),
                     sight=options.sight if done > 0.25 else 0.0,
                     rooms=options.rooms if done > 0.25 else 0.0,
+                    tours=options.tours if done > 0.25 else 0.0,
+                    memory=options.memory if done > 0.25 else 0.0,
                     orders=options.orders if done > 0.25 else 0.0,
                     ordered=options.ordered if done > 0.25 else 0.0,
                     observation=options.observation,
@@ -349,8 +355,8 @@ class Run:
                 weak = vague if stage == "weak" else None
                 heed = options.heed if weak else 1.0
                 mix = Mix(
-                    drills=options.drills, sight=options.sight, rooms=options.rooms, orders=options.orders,
-                    ordered=options.ordered, observation=options.observation, full=options.full,
+                    drills=options.drills, sight=options.sight, rooms=options.rooms, tours=options.tours, memory=options.memory,
+                    orders=options.orders, ordered=options.ordered, observation=options.observation, full=options.full,
                     shop=options.shop, weak=weak, heed=heed,
                 )  # fmt: skip
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
@@ -388,12 +394,17 @@ class Run:
         (self.out / "state.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def resume(self, folder: str) -> None:
-        """Go on from a checkpoint; the data go on from a new seed, as each batch is new anyway."""
+        """Go on from a checkpoint; the data go on from a new seed, as each batch is new anyway.
+
+        From a model folder without one, such as the shipped `krill-tiny`, AdamW and the counts begin anew.
+        """
         source = Path(folder)
-        facts = json.loads((source / "state.json").read_text(encoding="utf-8"))
         weights = load_file(_model_folder(folder) / "model.safetensors")
         self.model.load_state_dict(weights, strict=False)
         self.model.tie_weights()
+        if not (source / "state.json").exists():
+            return
+        facts = json.loads((source / "state.json").read_text(encoding="utf-8"))
         self.step, self.tokens, self.seconds = facts["step"], facts["tokens"], facts["seconds"]
         self.rng = Random(f"{self.options.seed}/{self.step}/{self.rank}")
         saved = self.optimizer.state_dict()
@@ -404,7 +415,9 @@ class Run:
 
 
 def _model_folder(checkpoint: str) -> Path:
-    """The model a checkpoint folder holds: that of its last stage."""
+    """The model a checkpoint folder holds: that of its last stage; or the folder itself, a model's."""
+    if not Path(checkpoint, "state.json").exists():
+        return Path(checkpoint)
     state = json.loads((Path(checkpoint) / "state.json").read_text(encoding="utf-8"))
     return Path(checkpoint) / state["stage"]
 
@@ -428,10 +441,19 @@ def parse() -> argparse.Namespace:
         help="share of the drills that ask what is seen, not what a skill says",
     )
     parser.add_argument(
-        "--rooms", type=float, default=0.45, help="share of the drills that ask where in a room one would go"
+        "--rooms", type=float, default=0.2, help="share of the drills that ask where in a room one would go"
     )
     parser.add_argument(
-        "--orders", type=float, default=0.2, help="share of the drills that ask in what order a thing is done"
+        "--tours", type=float, default=0.25, help="share of the drills that ask where one has not been yet"
+    )
+    parser.add_argument(
+        "--memory", type=float, default=0.15, help="share of the drills that ask where a thing was seen"
+    )
+    parser.add_argument(
+        "--orders",
+        type=float,
+        default=0.15,
+        help="share of the drills that ask in what order a thing is done",
     )
     parser.add_argument(
         "--ordered",
@@ -455,7 +477,9 @@ def parse() -> argparse.Namespace:
         default=HEED,
         help="stage weak: share of episodes that follow the prompt's skills",
     )
-    parser.add_argument("--resume", metavar="DIR", help="go on from the checkpoint in this folder")
+    parser.add_argument(
+        "--resume", metavar="DIR", help="go on from the checkpoint, or the model, in this folder"
+    )
     parser.add_argument("--diagnose", metavar="MODEL", help="only: stepwise diagnosis of a model folder")
     parser.add_argument(
         "--measure", metavar="MODEL", help="only: success of a model folder, before and after SFT"

@@ -177,10 +177,7 @@ print(peak - before, values["policy_tokens"] / values["num_tokens"], values["num
 
 @pytest.mark.slow
 def test_the_peak_of_a_real_run_is_near_the_estimate(tmp_path: Path) -> None:
-    """Resident memory that a large training step adds to a small one.
-
-    The estimate counts what autograd keeps; what a pass works with and the allocator holds back come on top.
-    """
+    """Resident memory that a large training step adds to a small one: what autograd keeps, and little more."""
     folder = build_family(tmp_path, "llama", hidden_size=128, intermediate_size=512, num_hidden_layers=4)
     printed = subprocess.run(
         [sys.executable, "-c", _RUN, str(folder)],
@@ -192,4 +189,6 @@ def test_the_peak_of_a_real_run_is_near_the_estimate(tmp_path: Path) -> None:
     assert tokens > 4096
     load = Load(gradient_checkpointing=True, micro_batch_tokens=4096, policy_share=share)
     needed = estimate(read_shape(folder), load)
-    assert 0.5 < measured / (needed.activations + needed.logits) < 5
+    # Other C libraries than Linux's may keep what is freed.
+    most = 2.5 if sys.platform == "linux" else 8
+    assert 0.6 < measured / (needed.activations + needed.logits) < most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,8 +119,8 @@ def test_small_groups_and_new_weights_share_nothing(tiny_model_dir: Path, used: 
     assert not used
 
 
-def test_a_late_member_replies_as_it_does_alone_and_others_share_again_once_it_is_gone(
-    tiny_model_dir: Path, used: list[int]
+def test_a_late_member_shares_what_the_others_of_its_group_kept(
+    tiny_model_dir: Path, used: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = make_policy(tiny_model_dir)
     sampler, alone = Sampler(policy), Sampler(policy)
@@ -127,15 +128,57 @@ def test_a_late_member_replies_as_it_does_alone_and_others_share_again_once_it_i
     sampler.sample(first)
     used.clear()
     late, [e0] = item("late", opening(), seed=9), [item("e0", answer(), seed=0)]
+    widths: list[int] = []
+    forward = Sampler._forward_rows
+
+    def watched(self: Sampler, rows: slice, width: int) -> torch.Tensor:
+        widths.append(len(self._by_name["late"].pending()))
+        return forward(self, rows, width)
+
+    monkeypatch.setattr(Sampler, "_forward_rows", watched)
     together = sampler.sample([late, e0, *(item(f"e{n}", answer(), seed=n) for n in range(1, 4))])
+    monkeypatch.undo()
+    # Only the last token of its prompt is computed.
+    assert widths[0] == 1
     assert together[0].ids == alone.sample([late])[0].ids
     alone.sample(first[:1])
     assert together[1].ids == alone.sample([e0])[0].ids
-    sampler.finish(["late", "e1"])
+    # All five in one pass, the prompt read once.
+    [prompt] = sampler._prefixes.values()
+    assert all(episode.prefix is prompt for episode in sampler._episodes)
+
+
+def test_a_prompt_is_kept_as_long_as_its_group_plays(tiny_model_dir: Path) -> None:
+    sampler = Sampler(make_policy(tiny_model_dir))
+    names = [f"e{n}" for n in range(4)]
+    sampler.sample([item(name, opening(), seed=n) for n, name in enumerate(names)])
+    assert len(sampler._prefixes) == 1
+    sampler.finish(names[:3])
+    assert len(sampler._prefixes) == 1
+    sampler.finish(names[3:])
+    gc.collect()
+    assert not sampler._prefixes
+
+
+def test_episodes_without_a_group_do_not_keep_others_from_sharing(
+    tiny_model_dir: Path, used: list[int]
+) -> None:
+    policy = make_policy(tiny_model_dir)
+    sampler, alone = Sampler(policy), Sampler(policy)
+    first = [item(f"e{n}", opening(), seed=n) for n in range(8)]
+    first += [item(f"o{n}", opening("room " * (n + 2)), seed=n) for n in range(2)]
+    started = sampler.sample(first)
+    assert 10 in used
+    again = [item(i.episode, answer("mug"), seed=i.seed) for i in first]
+    went_on = sampler.sample(again)
+    for number in (0, 8, 9):
+        assert started[number].ids == alone.sample([first[number]])[0].ids
+        assert went_on[number].ids == alone.sample([again[number]])[0].ids
+    # Where those of a group are few among many, nothing is gained.
+    sampler.finish([f"e{n}" for n in range(2, 8)])
     used.clear()
-    again = sampler.sample([item(f"e{n}", answer("mug"), seed=n) for n in (0, 2, 3)])
-    assert used and set(used) <= {1, 2, 3}
-    assert again[0].ids == alone.sample([item("e0", answer("mug"), seed=0)])[0].ids
+    sampler.sample([item(name, answer("egg"), seed=3) for name in ("e0", "e1", "o0", "o1")])
+    assert not used
 
 
 def test_no_memory_for_the_common_part_costs_no_reply(

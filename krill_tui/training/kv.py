@@ -62,10 +62,15 @@ class KvPool(Cache):
             store[target, :, :columns] = store[source, :, :columns]
 
     def prefix(self, row: int, columns: int) -> PrefixKv:
-        """A copy of the first `columns` of a row."""
-        return PrefixKv(
-            *([store[row, :, :columns].clone() for store in side] for side in (self._keys, self._values))
-        )
+        """The first `columns` of a row as they lie in memory: for one pass, as rows move."""
+        return PrefixKv(*([store[row, :, :columns] for store in side] for side in (self._keys, self._values)))
+
+    def put_prefix(self, prefix: PrefixKv, row: int) -> None:
+        """Begin a row with what was kept of another one."""
+        self.reserve(row + 1, len(prefix))
+        for stores, kept in ((self._keys, prefix.keys), (self._values, prefix.values)):
+            for store, part in zip(stores, kept, strict=True):
+                store[row, :, : len(prefix)] = part
 
     def swap_rows(self, a: int, b: int, columns: int) -> None:
         """Exchange the first `columns` of two rows."""

@@ -28,15 +28,19 @@ _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
 """What `sdpa` runs on a CPU; called itself it gives the log of the softmax's denominator as well."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class PrefixKv:
-    """The keys and values of a prompt, by layer `[heads, tokens, head size]`; a copy beside those of the rows."""
+    """The keys and values of a sequence's first tokens, by layer `[heads, tokens, head size]`."""
 
     keys: Sequence[Tensor]
     values: Sequence[Tensor]
 
     def __len__(self) -> int:
         return self.keys[0].shape[1]
+
+    def copied(self) -> PrefixKv:
+        """The same beside the rows of the pool, which are moved and written again."""
+        return PrefixKv(*([part.clone() for part in side] for side in (self.keys, self.values)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -84,6 +85,8 @@ class Sampler:
         """In the order of the pool's rows."""
         self._by_name: dict[str, _Episode] = {}
         self._pool = KvPool()
+        self._prefixes: WeakValueDictionary[tuple[int, ...], PrefixKv] = WeakValueDictionary()
+        """Prompts of groups with live members, for those who come later."""
         adapted = policy.merged_weights("policy")
         memo = {id(p): p for name, p in policy.base.named_parameters() if name not in adapted}
         self._model: Any = copy.deepcopy(policy.base, memo)
@@ -101,6 +104,7 @@ class Sampler:
                 self._model.get_parameter(name).copy_(weight)
         for episode in self._episodes:
             episode.cached, episode.prefix = 0, None
+        self._prefixes.clear()
 
     @torch.inference_mode()
     def finish(self, names: Sequence[str]) -> None:
@@ -147,11 +151,13 @@ class Sampler:
         state = ReplyState(self._chat, item.admissible, item.constrained, min(item.max_tokens, left))
         if left < min(item.max_tokens, _SHORTEST_REPLY) or state.room > left + 1:
             return None
-        if episode is None:
-            episode = self._by_name[item.episode] = _Episode(item.episode)
-            self._episodes.append(episode)
         state.push_forced()
-        episode.ids += [*context, *state.ids]
+        if episode is None:
+            episode = self._by_name[item.episode] = _Episode(item.episode, [*context, *state.ids])
+            self._episodes.append(episode)
+            self._adopt_prefix(episode, len(self._episodes) - 1)
+        else:
+            episode.ids += [*context, *state.ids]
         return _Turn(item, episode, state, context)
 
     def _arrange(self, turns: list[_Turn]) -> tuple[list[_Turn], list[int]]:
@@ -205,17 +211,33 @@ class Sampler:
             self._pool.copy_row(leader, row, episode.cached)
             if self._shares and first.prefix is None and leaders.count(leader) + 1 >= _SHARED_ROWS:
                 first.prefix = self._copy_prefix(leader, first.cached)
+                if first.prefix is not None:
+                    self._prefixes[tuple(first.ids)] = first.prefix
             episode.prefix = first.prefix
         return torch.cat([logits, logits[leaders]]) if leaders else logits
 
     def _copy_prefix(self, row: int, columns: int) -> PrefixKv | None:
         """What a group shares; None where there is no memory for it: each row then reads its own."""
         try:
-            return self._pool.prefix(row, columns)
+            return self._pool.prefix(row, columns).copied()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
+
+    def _adopt_prefix(self, episode: _Episode, row: int) -> None:
+        """Begin an episode with its group's prompt, where others of the group are still at work."""
+        prefix = self._prefixes.get(tuple(episode.ids))
+        if prefix is None:
+            return
+        try:
+            self._pool.put_prefix(prefix, row)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return
+        # The last token is computed again, for its logits.
+        episode.prefix, episode.cached = prefix, len(prefix) - 1
 
     def _forward(self, active: list[_Turn]) -> Tensor:
         """Compute what is pending in the first rows; gives the logits after each row's last token, `[n, V]`."""
@@ -266,7 +288,7 @@ class Sampler:
         mask = torch.zeros(seen.shape, dtype=self._model.dtype, device=device).masked_fill_(
             ~seen, float("-inf")
         )
-        if shared := self._shared(episodes, width):
+        if shared := self._shared(episodes, rows.start, width):
             shared.mark(mask)
         hidden = self._model.base_model(
             input_ids=ids,
@@ -280,17 +302,22 @@ class Sampler:
             episode.cached = len(episode.ids)
         return output_logits(self._model, hidden[torch.arange(len(last), device=device), last])
 
-    def _shared(self, episodes: list[_Episode], width: int) -> Shared | None:
+    def _shared(self, episodes: list[_Episode], first_row: int, width: int) -> Shared | None:
         """What the rows of a pass begin with, where reading that once is worth the trouble.
 
-        None as soon as one row shares nothing, as an episode that began later than its group.
+        An episode that shares nothing, as one of a group too small, is a group of its own, read where it lies.
         """
-        if width > _SHARED_WIDTH:
+        if width > _SHARED_WIDTH or not all(episode.cached for episode in episodes):
             return None
-        prefixes = [episode.prefix for episode in episodes if episode.prefix is not None]
-        if len(prefixes) < len(episodes) or len(set(map(id, prefixes))) * _SHARED_ROWS > len(episodes):
+        groups = {id(episode if episode.prefix is None else episode.prefix) for episode in episodes}
+        if len(groups) * _SHARED_ROWS > len(episodes):
             return None
-        return share(prefixes)
+        return share(
+            [
+                episode.prefix or self._pool.prefix(row, episode.cached)
+                for row, episode in enumerate(episodes, start=first_row)
+            ]
+        )
 
     def _advance(self, active: list[_Turn], logits: Tensor) -> None:
         """Draw one token in every row and append it, with the forced ones that follow."""
