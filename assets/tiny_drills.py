@@ -269,7 +269,7 @@ def draw_memory(rng: Random) -> Example:
     """
     places = [
         f"{kind} {n}"
-        for kind in rng.sample(all_places(), rng.randint(3, 8))
+        for kind in rng.sample(all_places(), rng.randint(4, 8))
         for n in range(1, rng.choice((1, 1, 1, 2, 3)) + 1)
     ]
     pool = rng.sample(sorted(usual_places()), rng.randint(10, 30))
@@ -312,12 +312,15 @@ def draw_memory(rng: Random) -> Example:
         return action
 
     def elsewhere(thing: str) -> str:
-        """A kind of place where there is none of it."""
-        kinds = {name.split()[0] for name in places if not any(o.split()[0] == thing for o in inside[name])}
-        return rng.choice(sorted(kinds) or all_places())
+        """A kind of place where there is none of it, of the room as far as there is one."""
+        holds = {place.split()[0] for place in places if any(o.split()[0] == thing for o in inside[place])}
+        return rng.choice(
+            sorted({place.split()[0] for place in places} - holds) or sorted({*all_places()} - holds)
+        )
 
     passed: list[str] = []
-    for here in rng.sample(places, min(len(places), rng.randint(6, 11))):
+    # Not everywhere, also with what is put somewhere: the planner would begin anew.
+    for here in rng.sample(places, min(len(places) - 2, rng.randint(6, 11))):
         visible = {name.split()[0] for name in inside[here]}
         known = [name.split()[0] for place in passed for name in inside[place]]
         known = [thing for thing in known if thing not in visible]
@@ -334,6 +337,7 @@ def draw_memory(rng: Random) -> Example:
             taken = action.removeprefix("take ").partition(" from ")[0]
             inside[here].remove(taken)
             target = elsewhere(thing)
+            inside.setdefault(f"{target} 1", []).append(taken)
             lines = [
                 f"You pick up the {taken} from the {here}.",
                 f"You put the {taken} in/on the {target} 1.",
@@ -346,7 +350,10 @@ def draw_memory(rng: Random) -> Example:
 
 
 def draw_order(rng: Random) -> Example:
-    """Stations and lamps, one after the other, in the orders that the skills of one prompt say."""
+    """Stations and lamps, one after the other, in the orders that the skills of one prompt say.
+
+    Some of the things are taken from the station itself, so there is nowhere to go.
+    """
     things, places = sorted(usual_places()), all_places()
     treatments: list[Treatment] = ["clean", "heat", "cool"]
     orders = draw_orders(rng)
@@ -391,10 +398,18 @@ def draw_order(rng: Random) -> Example:
         said = quote(stations[treatment])
         place = f"{said.split()[1]} {rng.choice((1, 1, 1, 2, 3))}"
         task = rng.choice(worlds._WORDINGS[treatment.title()]).format(o=thing, r=rng.choice(places))
-        turn(f"You pick up the {thing} 1 from the {rng.choice(places)} 1.", task, said, f"go to {place}")
-        seen = _listed_things(rng.sample(things, rng.choice((0, 0, 1, 2))))
-        view = rng.choice((f"On the {place}, you see {seen}.", f"The {place} is closed."))
-        answer = f"You arrive at loc {rng.randint(1, 45)}. {view}"
+        view = rng.choice(
+            (
+                f"On the {place}, you see {_listed_things(rng.sample(things, rng.choice((0, 0, 1, 2))))}.",
+                f"The {place} is closed.",
+            )
+        )
+        if rng.random() < 0.3:
+            answer = f"You pick up the {thing} 1 from the {place}."
+        else:
+            origin = rng.choice([other for other in places if other != place.split()[0]])
+            turn(f"You pick up the {thing} 1 from the {origin} 1.", task, said, f"go to {place}")
+            answer = f"You arrive at loc {rng.randint(1, 45)}. {view}"
         if treatment in orders.examined:
             turn(answer, task, f"examine the place first [{stations[treatment].id}]", f"examine {place}")
             answer = view

@@ -59,8 +59,6 @@ AVERAGE_EVERY = 6.0
 """Seconds between two averages of the weights, with several processes."""
 STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
 """(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
-SHOP_BEGINNER = 0.2
-"""How often a beginner in a shop does any possible thing."""
 WEAK = Weights(vague_thought=1.0, vague_action=0.3)
 
 
@@ -100,6 +98,8 @@ class Mix:
     """Share of the rows other than drills that are purchases."""
     weak: Mapping[str, float] | None = None
     """Stage `weak`: how often a beginner is vague."""
+    shop_noise: float = 0.0
+    """How often a beginner in a shop does any possible thing."""
     heed: float = 1.0
     """Share of the episodes in which the skills of the prompt are followed."""
 
@@ -215,7 +215,7 @@ def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
         kinds.append(lambda rng: draw_drill(rng, mix.most))
         return encoder.row(rng.choices(kinds, (*shares, 1.0 - sum(shares)))[0](rng))
     if rng.random() < mix.shop:
-        return encoder.row(draw_purchase(rng, TRAIN_SHOPS, SHOP_BEGINNER if mix.weak else 0.0))
+        return encoder.row(draw_purchase(rng, TRAIN_SHOPS, mix.shop_noise))
     size = "full" if rng.random() < mix.full else "small"
     noise: Noise = (
         mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
@@ -357,7 +357,7 @@ class Run:
                 mix = Mix(
                     drills=options.drills, sight=options.sight, rooms=options.rooms, tours=options.tours, memory=options.memory,
                     orders=options.orders, ordered=options.ordered, observation=options.observation, full=options.full,
-                    shop=options.shop, weak=weak, heed=heed,
+                    shop=options.shop, weak=weak, heed=heed, shop_noise=options.shop_noise if weak else 0.0,
                 )  # fmt: skip
             self.batches = draw_batches(self.rng, self.encoder, options.batch, 12, mix)
         rows = self.batches.pop()
@@ -471,6 +471,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, default=1, help="train in so many processes (gloo)")
     parser.add_argument("--noise", type=float, default=1.0, help="stage weak: times the usual vagueness")
+    parser.add_argument(
+        "--shop-noise",
+        type=float,
+        default=0.2,
+        help="stage weak: how often a beginner in a shop does any possible thing",
+    )
     parser.add_argument(
         "--heed",
         type=float,

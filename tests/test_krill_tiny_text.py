@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from krill_tui.envs.alfworld.expert import usual_places
+
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 sys.path.insert(0, str(ASSETS))
 # Scripts beside the package, not part of it.
@@ -178,11 +180,63 @@ def test_a_drill_of_orders_examines_where_the_skill_says_so_and_nowhere_else() -
     assert examined >= 40 and at_once >= 40
 
 
+def test_a_drill_of_tours_goes_where_one_has_not_been_and_quotes_a_skill_while_its_places_last() -> None:
+    rng, quoted, exhausted = Random(9), 0, 0
+    for _ in range(40):
+        example = tiny_drills.draw_tour(rng)
+        told = dict(re.findall(r"^([a-z]+): ([a-z]+) \[", str(example.messages[0]["content"]), re.MULTILINE))
+        room = set(re.findall(r"\ba ([a-z]+ \d+)", str(example.messages[1]["content"]).split("\n\nYou")[1]))
+        passed: set[str] = set()
+        for view, reply in zip(example.messages[1::2], example.messages[2::2], strict=True):
+            said, _, task = str(view["content"]).rpartition("Task: ")
+            passed |= set(re.findall(r"(?:On the|The) ([a-z]+ \d+)(?:, you| is open)", said))
+            action = re.search(r"<action>go to (.*)</action>", str(reply["content"]))
+            assert action and action[1] in room - passed
+            wanted = next(thing for thing in usual_places() if f" {thing} " in f" {task} ")
+            thought = str(reply["content"]).removeprefix("<think>")
+            left = wanted in told and any(place.split()[0] == told[wanted] for place in room - passed)
+            assert thought.startswith(f"{wanted}: {told[wanted]} [" if left else f"find {wanted} in ")
+            quoted += left
+            exhausted += wanted in told and not left
+    assert quoted >= 100 and exhausted >= 40
+
+
+def test_a_drill_of_memory_goes_back_to_where_a_thing_is_and_not_where_it_was() -> None:
+    rng, back, gone = Random(10), 0, 0
+    for _ in range(40):
+        example = tiny_drills.draw_memory(rng)
+        inside: dict[str, set[str]] = {}
+        for view, reply in zip(example.messages[1::2], example.messages[2::2], strict=True):
+            said, _, task = str(view["content"]).rpartition("Task: ")
+            seen = re.findall(r"(?:On the|The) ([a-z]+ \d+)(?: is open\. In it)?, you see ([^.]*)\.", said)
+            inside |= {place: set(re.findall(r"\ba ([a-z]+ \d+)", things)) for place, things in seen}
+            if taken := re.search(r"You pick up the (\w+ \d+) from the (\w+ \d+)\.", said):
+                inside[taken[2]].remove(taken[1])
+            wanted = next(thing for thing in usual_places() if f" {thing} " in f" {task} ")
+            if placed := re.search(r"You put the (\w+ \d+) in/on the (\w+ \d+)\.", said):
+                inside.setdefault(placed[2], set()).add(placed[1])
+            places = [p for p, things in inside.items() if any(t.split()[0] == wanted for t in things)]
+            answer = str(reply["content"])
+            if placed:  # a second one is wanted there
+                places.remove(placed[2])
+            assert bool(places) == answer.startswith("<think>take ")
+            if action := re.search(r"<action>go to (.*)</action>", answer):
+                assert action[1] in places
+                back += 1
+            gone += bool(taken) and not places
+    assert back >= 150 and gone >= 10
+
+
 def test_drills_and_ordered_episodes_come_again_with_the_seed() -> None:
     def text() -> list[Any]:
         rng = Random(8)
         episode = tiny_episodes.draw_episode(rng, HOUSEHOLDS, tiny_measure.asked("right"), 0.2, ordered=True)
-        drills = [*tiny_drills.draw_room(rng).messages, *tiny_drills.draw_order(rng).messages]
-        return [*episode.messages, *drills]
+        draws = (
+            tiny_drills.draw_room,
+            tiny_drills.draw_tour,
+            tiny_drills.draw_memory,
+            tiny_drills.draw_order,
+        )
+        return [*episode.messages, *(message for draw in draws for message in draw(rng).messages)]
 
     assert text() == text()
