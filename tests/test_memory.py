@@ -152,8 +152,8 @@ def test_the_worker_says_what_it_needs_and_warns_where_that_is_too_much(
 
 
 _RUN = """
-import resource, sys
-import psutil
+import json, sys
+from torch.profiler import ProfilerActivity, profile
 from krill_tui.models.worker_protocol import ChatMessage, LoadRequest, SftExample, SftStepRequest
 from krill_tui.training.worker import Worker
 
@@ -166,29 +166,32 @@ def step(count):
     return worker.handle(SftStepRequest(examples=tuple(examples), learning_rate=1e-3)).values
 
 worker = Worker(lambda reply: None)
-worker.handle(LoadRequest(model=sys.argv[1], token_budget=4096, gradient_checkpointing=True))
+checkpointing = sys.argv[2] == "True"
+worker.handle(LoadRequest(model=sys.argv[1], token_budget=4096, gradient_checkpointing=checkpointing))
 step(1)
-before = psutil.Process().memory_info().rss
-values = step(20)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(peak - before, values["policy_tokens"] / values["num_tokens"], values["num_tokens"])
+with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    values = step(20)
+profiler.export_chrome_trace(sys.argv[1] + "/trace.json")
+trace = json.load(open(sys.argv[1] + "/trace.json"))["traceEvents"]
+changes = [e["args"] for e in sorted(trace, key=lambda e: e.get("ts", 0)) if e["name"] == "[memory]"]
+live = [change["Total Allocated"] for change in changes]
+print(max(live) - (live[0] - changes[0]["Bytes"]), values["policy_tokens"] / values["num_tokens"], values["num_tokens"])
 """
 
 
 @pytest.mark.slow
-def test_the_peak_of_a_real_run_is_near_the_estimate(tmp_path: Path) -> None:
-    """Resident memory that a large training step adds to a small one: what autograd keeps, and little more."""
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_the_peak_of_a_real_step_is_near_the_estimate(tmp_path: Path, checkpointing: bool) -> None:
+    """Bytes of tensors alive at once. What an allocator holds back on top depends on the system."""
     folder = build_family(tmp_path, "llama", hidden_size=128, intermediate_size=512, num_hidden_layers=4)
     printed = subprocess.run(
-        [sys.executable, "-c", _RUN, str(folder)],
+        [sys.executable, "-c", _RUN, str(folder), str(checkpointing)],
         capture_output=True,
         check=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     ).stdout
     measured, share, tokens = map(float, printed.split())
     assert tokens > 4096
-    load = Load(gradient_checkpointing=True, micro_batch_tokens=4096, policy_share=share)
+    load = Load(gradient_checkpointing=checkpointing, micro_batch_tokens=4096, policy_share=share)
     needed = estimate(read_shape(folder), load)
-    # Other C libraries than Linux's may keep what is freed.
-    most = 2.5 if sys.platform == "linux" else 8
-    assert 0.6 < measured / (needed.activations + needed.logits) < most
+    assert 0.75 < measured / (needed.activations + needed.logits) < 1.33

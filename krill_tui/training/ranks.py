@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -194,20 +193,6 @@ def release_memory() -> None:
     elif torch.backends.mps.is_available():
         torch.mps.empty_cache()
 
-
-def return_freed_memory() -> None:
-    """Have the C library give large blocks back to the system as soon as they are freed.
-
-    glibc keeps ever larger ones for the next request, in pieces that then do not fit: a step with gradient
-    checkpointing held 961 MB for 181 MB of tensors. Costs time, so for those who save memory. Other C libraries have no
-    such setting.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_TRIM_THRESHOLD, 16 << 20)
-
-
-_TRIM_THRESHOLD = -1
-"""`M_TRIM_THRESHOLD` of `malloc.h`; once it is set glibc leaves the size from which blocks are mapped at 128 KiB."""
 
 _SAID = ("not enough memory", "out of memory", "can't allocate memory")
 """Windows and older torch, Apple's GPUs, Linux."""

@@ -75,7 +75,6 @@ from krill_tui.training.ranks import (
     is_out_of_memory,
     launched_ranks,
     release_memory,
-    return_freed_memory,
 )
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
@@ -171,8 +170,6 @@ class Worker:
             max_context=request.max_context,
             gradient_checkpointing=request.gradient_checkpointing,
         )
-        if request.gradient_checkpointing:
-            return_freed_memory()
         # The old adapters go first, so that two models never need room at once; the base is kept if it is the same.
         if self._trainer and sharding:
             self._trainer.policy.release()
