@@ -319,6 +319,8 @@ def draw_memory(rng: Random) -> Example:
         )
 
     passed: list[str] = []
+    moved: dict[str, str] = {}
+    """Things taken from where they were, and the kind of place where they are now, and a second one is wanted."""
     # Not everywhere, also with what is put somewhere: the planner would begin anew.
     for here in rng.sample(places, min(len(places) - 2, rng.randint(6, 11))):
         visible = {name.split()[0] for name in inside[here]}
@@ -326,14 +328,18 @@ def draw_memory(rng: Random) -> Example:
         known = [thing for thing in known if thing not in visible]
         hidden = [thing for thing in pool if thing not in visible and thing not in known]
         chance = rng.random()
-        choices = known if chance < 0.7 else sorted(visible) if chance < 0.85 else hidden
+        choices = known if chance < 0.55 else sorted(visible) if chance < 0.85 else hidden
         thing = rng.choice(choices or hidden or pool)
         lines = [_view(rng, here, sorted(inside[here]))]
         if not passed:
             lines = [f"{_WELCOME} you see {_listed(sorted(places, reverse=True))}.\n", *lines]
-        action = ask(lines, thing, elsewhere(thing), _FETCHED)
+        if moved and rng.random() < 0.35:
+            thing = rng.choice(sorted(moved))
+            action = ask(lines, thing, moved[thing], ("PickTwo",))
+        else:
+            action = ask(lines, thing, elsewhere(thing), _FETCHED)
         passed.append(here)
-        if action.startswith("take ") and rng.random() < 0.7:
+        if action.startswith("take ") and thing not in moved and rng.random() < 0.8:
             taken = action.removeprefix("take ").partition(" from ")[0]
             inside[here].remove(taken)
             target = elsewhere(thing)
@@ -342,10 +348,12 @@ def draw_memory(rng: Random) -> Example:
                 f"You pick up the {taken} from the {here}.",
                 f"You put the {taken} in/on the {target} 1.",
             ]
+            moved[thing] = target
             ask(lines, thing, target, ("PickTwo",))
-        elif known and rng.random() < 0.6:
+        elif known and rng.random() < 0.5:
             thing = rng.choice(known)
-            ask([], thing, elsewhere(thing), _FETCHED)
+            if thing not in moved:
+                ask([], thing, elsewhere(thing), _FETCHED)
     return example
 
 
