@@ -16,7 +16,8 @@ PRESETS: dict[str, dict[str, object]] = {
             "list_admissible": False,
         },
         "teacher": {"kind": "builtin"},
-        "collect": {"episodes": 40},
+        # A beginner sees little of its household in an episode: what lies nowhere in the bank has to be searched for.
+        "collect": {"episodes": 100},
         # A short cold start, so that there is something left for RL.
         "sft": {"learning_rate": 1e-3, "batch_size": 16, "epochs": 1, "num_examples": 64},
         "rl": {
@@ -29,7 +30,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "skill_retrieval": {"embedder": "builtin", "mode": "template", "general_top_k": 4},
         "evolution": {
             "validation_interval": 4,
-            "evolution_threshold": 0.75,
+            "evolution_threshold": 0.9,
             "max_new_skills": 4,
             "episodes": 48,
         },
