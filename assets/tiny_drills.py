@@ -1,7 +1,7 @@
 """Drills of krill-tiny: conversations of one operation each, on which a token or two of an episode depends.
 
-Lookups in the skills, looks at a place, ways through a room, where one has been, what was seen there, orders of steps. Rendered by the product's own prompt
-code, like the episodes (`tiny_episodes.py`).
+Lookups in the skills, looks at a place, ways through a room, where one has been, what was seen there, orders of steps.
+Rendered by the product's own prompt code, like the episodes (`tiny_episodes.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,22 @@ _FETCHED = ("Pick", "PickTwo", "Clean", "Heat", "Cool")
 """Categories of tasks that begin with looking for a thing."""
 
 
+def _begin(skills: Sequence[Skill]) -> Example:
+    """A drill with these skills in its prompt, and no turn yet."""
+    return Example(
+        [{"role": "system", "content": render_system("alfworld", skills, COMPACT)}], [(0.0, 0.0)], [""]
+    )
+
+
+def _add_turn(
+    example: Example, content: str, reply: str, kind: str, weight: tuple[float, float] = (1.0, 1.0)
+) -> None:
+    """What the world says, and the planner's reply with its loss weight (thought, action)."""
+    example.messages += [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]
+    example.weights += [(0.0, 0.0), weight]
+    example.kinds += ["", kind]
+
+
 def draw_drill(rng: Random, most: int = 14) -> Example:
     """Many lookups in one list of up to `most` skills: any thing may lie anywhere, some asked for are not listed."""
     things, places = sorted(usual_places()), all_places()
@@ -48,8 +64,7 @@ def draw_drill(rng: Random, most: int = 14) -> Example:
     )
     shown = [*skills.values(), *([procedure] if rng.random() < 0.7 else [])]
     missing = [thing for thing in things if thing not in skills]
-    system = render_system("alfworld", shown, COMPACT)
-    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+    example = _begin(shown)
     for _ in range(rng.randint(10, 16)):
         thing = rng.choice(listed) if rng.random() < 0.8 else rng.choice(missing)
         category = rng.choice(_FETCHED)
@@ -70,10 +85,7 @@ def draw_drill(rng: Random, most: int = 14) -> Example:
             thought = f"find {thing}"
         # Mostly without an action: more lookups for the same number of tokens.
         reply = format_reply(thought, action) if rng.random() < 0.3 else f"<think>{thought}</think>"
-        example.messages.append({"role": "user", "content": sentence.removesuffix(".")})
-        example.messages.append({"role": "assistant", "content": reply})
-        example.weights += [(0.0, 0.0), (1.0, 0.2)]
-        example.kinds += ["", step_kind(thought)]
+        _add_turn(example, sentence.removesuffix("."), reply, step_kind(thought), (1.0, 0.2))
     return example
 
 
@@ -89,8 +101,7 @@ def draw_sight(rng: Random) -> Example:
         thing: location_skill(thing, rng.choice(places), number)
         for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
     }
-    system = render_system("alfworld", list(skills.values()), COMPACT)
-    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+    example = _begin(list(skills.values()))
     for _ in range(rng.randint(8, 14)):
         place = f"{rng.choice(places)} {rng.choice((1, 1, 1, 2, 3, 4))}"
         seen = rng.sample(pool, min(len(pool) - 1, rng.choice((0, 1, 1, 2, 3, 5, 8, 12))))
@@ -103,33 +114,37 @@ def draw_sight(rng: Random) -> Example:
                 names += [f"{other} {n}" for n in (5, 6)[: rng.randint(1, 2)]]
         category = rng.choice(_FETCHED)
         sentence = rng.choice(worlds._WORDINGS[category]).format(o=thing, r=rng.choice(places))
-        example.messages.append(
-            {
-                "role": "user",
-                "content": f"{_view(rng, place, sorted(names))}\nTask: {sentence}".removesuffix("."),
-            }
-        )
+        content = f"{_view(rng, place, sorted(names))}\nTask: {sentence}".removesuffix(".")
         if thing in seen:
             thought, action = f"take {thing}", f"take {thing} {number} from {place}"
         else:
             thought, action = quote(skills[thing]) if thing in skills else f"find {thing}", ""
         reply = format_reply(thought, action) if action else f"<think>{thought}</think>"
-        example.messages.append({"role": "assistant", "content": reply})
-        example.weights += [(0.0, 0.0), (1.0, 0.2)]
-        example.kinds += ["", step_kind(thought)]
+        _add_turn(example, content, reply, step_kind(thought), (1.0, 0.2))
     return example
 
 
 class _Asked(AlfworldExpert):
-    """The planner, asked for another task at every step; what it saw it keeps in mind."""
+    """The planner, which follows these skills, asked for another task at every step; it keeps in mind what it saw."""
 
-    def answer(self, sentence: str, held: str, result: StepResult) -> tuple[str, str]:
+    def __init__(self, skills: Sequence[Skill]) -> None:
+        self._quoted = place_hints(skills)
+        super().__init__({key: places for key, (places, _) in self._quoted.items()})
+
+    def answer(
+        self, sentence: str, lines: Sequence[str], admissible: Sequence[str], held: str = ""
+    ) -> tuple[str, str]:
+        """(thought, action) once the world has said these lines, none of which may be needed."""
         self._goal = parse_task(sentence)
-        self._observe(result)
+        for line in lines or [""]:
+            self._observe(StepResult(line, tuple(admissible)))
         self._held = held or None
         self._useless.clear()
         self.last_hint = None
-        return self._decide()
+        thought, action = self._decide()
+        if self.last_hint in self._quoted:
+            thought = quote(self._quoted[self.last_hint][1])
+        return thought, action
 
 
 def draw_room(rng: Random) -> Example:
@@ -152,11 +167,8 @@ def draw_room(rng: Random) -> Example:
         location_skill(thing, rng.choice(few if rng.random() < 0.7 else all_places()), number)
         for thing, number in zip(listed, numbers, strict=True)
     ]
-    hints = place_hints(skills)
-    expert = _Asked({key: where for key, (where, _) in hints.items()})
-    example = Example(
-        [{"role": "system", "content": render_system("alfworld", skills, COMPACT)}], [(0.0, 0.0)], [""]
-    )
+    expert = _Asked(skills)
+    example = _begin(skills)
     here, answer = "", f"{_WELCOME} you see {_listed(places)}."
     for turn in range(rng.randint(10, 18)):
         thing = rng.choice(listed) if listed and rng.random() < 0.7 else rng.choice(things)
@@ -175,14 +187,9 @@ def draw_room(rng: Random) -> Example:
         if here:
             admissible += [f"examine {here}", *([f"open {here}"] if here in closed else [])]
         asked = f"Your task is to: {sentence}" if not turn else f"Task: {sentence.removesuffix('.')}"
-        thought, action = expert.answer(sentence, held, StepResult(answer, tuple(admissible)))
-        if expert.last_hint in hints:
-            thought = quote(hints[expert.last_hint][1])
+        thought, action = expert.answer(sentence, [answer], admissible, held)
         blank = "\n\n" if not turn else "\n"
-        example.messages.append({"role": "user", "content": f"{answer}{blank}{asked}"})
-        example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
-        example.weights += [(0.0, 0.0), (1.0, 1.0)]
-        example.kinds += ["", step_kind(thought)]
+        _add_turn(example, f"{answer}{blank}{asked}", format_reply(thought, action), step_kind(thought))
         if action.startswith("open "):
             closed.discard(here)
             answer = (
@@ -215,13 +222,10 @@ def draw_tour(rng: Random) -> Example:
         thing: location_skill(thing, rng.choice(kinds if rng.random() < 0.9 else all_places()), number)
         for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
     }
-    hints = place_hints(list(skills.values()))
-    expert = _Asked({key: where for key, (where, _) in hints.items()})
-    system = render_system("alfworld", list(skills.values()), COMPACT)
-    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
-    lines = [
-        f"{_WELCOME} you see {_listed([p for k in sorted(kinds) for p in reversed(places) if p.split()[0] == k])}.\n"
-    ]
+    expert = _Asked(list(skills.values()))
+    example = _begin(list(skills.values()))
+    room = [place for k in sorted(kinds) for place in reversed(places) if place.split()[0] == k]
+    lines = [f"{_WELCOME} you see {_listed(room)}.\n"]
     passed = dict.fromkeys(kinds, 0)
     kind = rng.choice(kinds)
     for _ in range(min(len(places) - 1, rng.randint(4, 10))):
@@ -236,28 +240,18 @@ def draw_tour(rng: Random) -> Example:
         lines.append(_view(rng, here, names))
         admissible = (f"examine {here}", *(f"go to {place}" for place in sorted(places) if place != here))
         # As often what a skill names is all passed as not, as far as there is such a thing.
-        done = [
-            t
-            for t, s in skills.items()
-            if counts.get(quote(s).split()[1], 0) == passed.get(quote(s).split()[1], 0)
-        ]
+        named = {thing: quote(skill).split()[1] for thing, skill in skills.items()}
+        done = [thing for thing, kind in named.items() if counts.get(kind, 0) == passed.get(kind, 0)]
         for _ in range(rng.choice((1, 2, 2, 3))):
             rest = [thing for thing in listed if thing not in done]
             thing = rng.choice(rng.choice((done, rest, others)) or listed or others)
             sentence = rng.choice(worlds._WORDINGS[rng.choice(_FETCHED)]).format(
                 o=thing, r=rng.choice(all_places())
             )
-            thought, action = "", ""
-            for line in lines or [""]:
-                thought, action = expert.answer(sentence, "", StepResult(line, admissible))
-            if expert.last_hint in hints:
-                thought = quote(hints[expert.last_hint][1])
+            thought, action = expert.answer(sentence, lines, admissible)
             content = "\n".join((*lines, f"Task: {sentence}".removesuffix(".")))
             lines = []
-            example.messages.append({"role": "user", "content": content})
-            example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
-            example.weights += [(0.0, 0.0), (1.0, 1.0)]
-            example.kinds += ["", step_kind(thought)]
+            _add_turn(example, content, format_reply(thought, action), step_kind(thought))
     return example
 
 
@@ -283,32 +277,21 @@ def draw_memory(rng: Random) -> Example:
         location_skill(thing, rng.choice(all_places()), number)
         for thing, number in zip(listed, rng.sample(range(1, LAST_ID + 1), len(listed)), strict=True)
     ]
-    hints = place_hints(skills)
-    expert = _Asked({key: where for key, (where, _) in hints.items()})
-    system = render_system("alfworld", skills, COMPACT)
-    example = Example([{"role": "system", "content": system}], [(0.0, 0.0)], [""])
+    expert = _Asked(skills)
+    example = _begin(skills)
 
     def ask(lines: Sequence[str], thing: str, target: str, categories: Sequence[str]) -> str:
         """One turn, in which the world says these lines, and the planner's reply; its action."""
         sentence = rng.choice(worlds._WORDINGS[rng.choice(categories)]).format(o=thing, r=target)
         admissible = [f"go to {place}" for place in sorted(places) if place != here]
         admissible += [f"examine {here}", *(f"take {other} from {here}" for other in inside[here])]
-        thought, action = "", ""
-        for line in lines or [""]:
-            thought, action = expert.answer(sentence, "", StepResult(line, tuple(admissible)))
-        if expert.last_hint in hints:
-            thought = quote(hints[expert.last_hint][1])
+        thought, action = expert.answer(sentence, lines, admissible)
         content = "\n".join((*lines, f"Task: {sentence}".removesuffix(".")))
         # A search is not the matter here: its thought says that the thing was nowhere seen.
         searches = step_kind(thought) != "take"
         reply = f"<think>{thought}</think>" if searches else format_reply(thought, action)
-        example.messages.append({"role": "user", "content": content})
-        example.messages.append({"role": "assistant", "content": reply})
-        example.weights += [(0.0, 0.0), (1.0, 1.0)]
-        example.kinds += [
-            "",
-            "recall" if action.startswith("go to ") and not searches else step_kind(thought),
-        ]
+        recalls = action.startswith("go to ") and not searches
+        _add_turn(example, content, reply, "recall" if recalls else step_kind(thought))
         return action
 
     def elsewhere(thing: str) -> str:
@@ -383,17 +366,11 @@ def draw_order(rng: Random) -> Example:
     }
     look = Skill(id=f"look_{rng.randint(1, 9):03}", name="", principle=orders.look)
     skills = [*located.values(), *stations.values(), *([look] if lamp else [])]
-    example = Example(
-        [{"role": "system", "content": render_system("alfworld", skills, COMPACT)}], [(0.0, 0.0)], [""]
-    )
+    example = _begin(skills)
 
     def turn(answer: str, task: str, thought: str, action: str) -> None:
-        example.messages.append(
-            {"role": "user", "content": f"{answer}\nTask: {task.removesuffix('.')}".strip()}
-        )
-        example.messages.append({"role": "assistant", "content": format_reply(thought, action)})
-        example.weights += [(0.0, 0.0), (1.0, 0.5)]
-        example.kinds += ["", step_kind(thought)]
+        content = f"{answer}\nTask: {task.removesuffix('.')}".strip()
+        _add_turn(example, content, format_reply(thought, action), step_kind(thought), (1.0, 0.5))
 
     for _ in range(rng.randint(5, 8)):
         thing = rng.choice(listed)

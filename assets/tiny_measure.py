@@ -53,8 +53,8 @@ def diagnose(model: Any, tokenizer: Any, households: range, episodes: int) -> di
     """Teacher-forced greedy accuracy by kind of step: [n, thought exact, action exact].
 
     Kinds: lookup, search, take, transform, put; with right skills, `none/...` without any, `drill/...` in drills of
-    lookups, `sight/...` in drills of looks: what is in sight is taken, what is not is looked for; `room/...` and
-    `order/...` in drills of rooms and of orders. A lookup's
+    lookups, `sight/...` in drills of looks: what is in sight is taken, what is not is looked for; `room/...`, `tour/...`,
+    `memory/...` and `order/...` in those drills; `memory/recall` goes back to where a thing was seen. A lookup's
     `lookup/key`, `/value` and `/id` are the first, second and the number's token of the thought.
     """
     model.eval()

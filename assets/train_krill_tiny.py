@@ -13,8 +13,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,135 +21,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from tiny_drills import draw_drill, draw_memory, draw_order, draw_room, draw_sight, draw_tour
-from tiny_episodes import (
-    BEGINNER,
-    HEED,
-    LAST_ID,
-    Example,
-    Noise,
-    Weights,
-    draw_episode,
-    draw_modes,
-)
+from tiny_episodes import BEGINNER, HEED
 from tiny_measure import diagnose, gates, measure
-from tiny_purchases import draw_purchase
+from tiny_rows import CONTEXT, Encoder, Mix, Row, corpus, draw_batches, known_words
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
 
-from krill_tui.envs.alfworld.expert import usual_places
-from krill_tui.envs.alfworld.text import STATION
-from krill_tui.training.tiny import ASSISTANT, build_model, build_tokenizer
+from krill_tui.training.tiny import build_model, build_tokenizer
 from krill_tui.training.tokens import load_tokenizer
 
 VOCABULARY = 1024
-CONTEXT = 2048
 ROPE_THETA = 1e6
 """High: most of a head's dimensions then compare contents, whatever the distance."""
 INITIAL_STD = 0.05
-TRAIN_HOUSEHOLDS = range(1_000_000, 2_000_000)
 TEST_HOUSEHOLDS = range(5_000_000, 6_000_000)
-TRAIN_SHOPS = range(1_000_000, 1_000_040)
-"""Each a catalogue of its own, kept in memory; the product's seeds are others."""
 SHAPE = {"hidden": 128, "layers": 4, "heads": 2, "kv_heads": 2, "mlp": 512}
 
 AVERAGE_EVERY = 6.0
 """Seconds between two averages of the weights, with several processes."""
-STEADY_NOISE = ((0.0, 0.5), (0.15, 0.3), (0.4, 0.2))
-"""(share of vague steps, share of episodes) in stage `base`; the vague steps are no targets there."""
-WEAK = Weights(vague_thought=1.0, vague_action=0.3)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence: token ids, and the loss weight of each."""
-
-    ids: list[int]
-    weights: list[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """Of what the rows are made."""
-
-    drills: float
-    """Share of the rows that are drills."""
-    most: int = 14
-    """Skills a drill lists at most."""
-    sight: float = 0.0
-    """Share of the drills that ask what one sees, not what a skill says."""
-    rooms: float = 0.0
-    """Share of the drills that ask where in a room one would go."""
-    tours: float = 0.0
-    """Share of the drills that ask where one has not been yet."""
-    memory: float = 0.0
-    """Share of the drills that ask where a thing was seen."""
-    orders: float = 0.0
-    """Share of the drills that ask in what order a thing is done."""
-    ordered: float = 0.0
-    """Share of the episodes in small worlds whose household has an order of its own."""
-    observation: float = 0.1
-    """Loss weight of what the world says."""
-    full: float = 0.0
-    """Share of the episodes that are of large worlds."""
-    shop: float = 0.0
-    """Share of the rows other than drills that are purchases."""
-    weak: Mapping[str, float] | None = None
-    """Stage `weak`: how often a beginner is vague."""
-    shop_noise: float = 0.0
-    """How often a beginner in a shop does any possible thing."""
-    heed: float = 1.0
-    """Share of the episodes in which the skills of the prompt are followed."""
-
-
-class Encoder:
-    """Conversations to rows, as the chat template renders them."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._encode = tokenizer.backend_tokenizer.encode_batch
-        self._think_end = tokenizer.convert_tokens_to_ids("</think>")
-        self._assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
-
-    def row(self, example: Example) -> Row:
-        texts = [
-            f"<|{m['role']}|>{m['content']}" + ("<|end|>" if m["role"] == "assistant" else "")
-            for m in example.messages
-        ]
-        ids: list[int] = []
-        weights: list[float] = []
-        for encoding, (thought, action) in zip(
-            self._encode(texts, add_special_tokens=False), example.weights, strict=True
-        ):
-            part = encoding.ids
-            cut = part.index(self._think_end) + 1 if part[0] == self._assistant else len(part)
-            ids += part
-            weights += [0.0] + [thought] * (cut - 1) + [action] * (len(part) - cut)
-        return Row(ids[:CONTEXT], weights[:CONTEXT])
-
-
-def known_words() -> list[str]:
-    """What is one token wherever it stands: keys of skills, heads and numbers of ids, numbers of things."""
-    keys = [f"{key}:" for key in (*sorted(usual_places()), *STATION, "put", "look", "search")]
-    heads = [f" [{tier}_" for tier in ("gen", "pick", "picktwo", "look", "clean", "heat", "cool")]
-    numbers = [f"{n:03}" for n in range(1, LAST_ID + 1)]
-    return [*keys, *heads, *numbers, *(f" {n}" for n in range(1, 31))]
-
-
-def corpus(rng: Random, episodes: int = 600) -> list[str]:
-    """What the tokenizer is trained on: episodes of each world, and every name in the forms of the format."""
-    texts = []
-    for number in range(episodes):
-        size = "full" if number % 4 == 0 else "small"
-        example = draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), 0.3, size=size)
-        texts += [str(m["content"]) for m in example.messages]
-    for _ in range(episodes // 6):
-        texts += [str(m["content"]) for m in draw_purchase(rng, TRAIN_SHOPS).messages]
-    places = {place for where in usual_places().values() for place in where}
-    for thing in usual_places():
-        texts += [f"{thing} you see a {thing} 1"] * 60
-    texts += [f"go to {place} 1: {place}" for place in sorted(places)] * 60
-    return texts
 
 
 def set_circuits(model: Any) -> None:
@@ -190,41 +79,6 @@ def new_model(vocabulary: int, seed: int) -> Any:
                 parameter.normal_(0.0, INITIAL_STD / 8 if writes else INITIAL_STD)
     set_circuits(model)
     return model
-
-
-def draw_batches(rng: Random, encoder: Encoder, tokens: int, count: int, mix: Mix) -> list[list[Row]]:
-    """About `count` batches of rows of like length, of about `tokens` tokens each, in random order."""
-    rows, total = [], 0
-    while total < tokens * count:
-        rows.append(draw_row(rng, encoder, mix))
-        total += len(rows[-1].ids)
-    rows.sort(key=lambda row: len(row.ids))
-    batches: list[list[Row]] = [[]]
-    for row in rows:
-        if len(row.ids) * (len(batches[-1]) + 1) > tokens * 1.1 and batches[-1]:
-            batches.append([])
-        batches[-1].append(row)
-    rng.shuffle(batches)
-    return batches
-
-
-def draw_row(rng: Random, encoder: Encoder, mix: Mix) -> Row:
-    if rng.random() < mix.drills:
-        shares = (mix.sight, mix.rooms, mix.tours, mix.memory, mix.orders)
-        kinds: list[Callable[[Random], Example]] = [draw_sight, draw_room, draw_tour, draw_memory, draw_order]
-        kinds.append(lambda rng: draw_drill(rng, mix.most))
-        return encoder.row(rng.choices(kinds, (*shares, 1.0 - sum(shares)))[0](rng))
-    if rng.random() < mix.shop:
-        return encoder.row(draw_purchase(rng, TRAIN_SHOPS, mix.shop_noise))
-    size = "full" if rng.random() < mix.full else "small"
-    noise: Noise = (
-        mix.weak or rng.choices([n for n, _ in STEADY_NOISE], [share for _, share in STEADY_NOISE])[0]
-    )
-    weights = replace(WEAK if mix.weak else Weights(), observation=mix.observation)
-    ordered = size == "small" and rng.random() < mix.ordered
-    return encoder.row(
-        draw_episode(rng, TRAIN_HOUSEHOLDS, draw_modes(rng), noise, weights, size, mix.heed, ordered)
-    )
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

@@ -144,6 +144,7 @@ def test_a_late_member_shares_what_the_others_of_its_group_kept(
     alone.sample(first[:1])
     assert together[1].ids == alone.sample([e0])[0].ids
     # All five in one pass, the prompt read once.
+    assert 5 in used
     [prompt] = sampler._prefixes.values()
     assert all(episode.prefix is prompt for episode in sampler._episodes)
 

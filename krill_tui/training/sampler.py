@@ -314,7 +314,7 @@ class Sampler:
             return None
         return share(
             [
-                episode.prefix or self._pool.prefix(row, episode.cached)
+                self._pool.prefix(row, episode.cached) if episode.prefix is None else episode.prefix
                 for row, episode in enumerate(episodes, start=first_row)
             ]
         )
