@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_CANCELLED = 130
@@ -40,6 +43,23 @@ class DataError(KrillError):
     """A file of the user's (trajectories, bank, game) cannot be read as what it should be."""
 
     exit_code = EXIT_USAGE
+
+
+class StorageError(KrillError):
+    """The operating system refused to read or write a file: the disk is full, read-only, or gone."""
+
+    def __init__(self, path: Path | str, error: OSError, *, action: str = "written") -> None:
+        reason = (error.strerror or str(error)).lower()
+        super().__init__(f"{path}: cannot be {action}: {reason}", hint=_STORAGE_HINTS.get(error.errno or 0))
+
+
+_STORAGE_HINTS = {
+    errno.ENOSPC: "free some space; nothing that was finished is lost, and the same command goes on",
+    errno.EDQUOT: "free some space; nothing that was finished is lost, and the same command goes on",
+    errno.EROFS: "the file system is read-only",
+    errno.EMFILE: "too many files are open: lower env.concurrency, or raise `ulimit -n`",
+    errno.ENFILE: "too many files are open: lower env.concurrency, or raise `ulimit -n`",
+}
 
 
 class RunLockedError(KrillError):

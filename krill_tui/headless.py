@@ -21,7 +21,7 @@ from krill_tui.engine.state import LogLine, PhaseView, RunState
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import JournalFollower
-from krill_tui.skills.text import clean_text
+from krill_tui.io.text import clean_text
 
 if TYPE_CHECKING:
     from krill_tui.engine.session import Session

@@ -23,7 +23,7 @@ from krill_tui.errors import DataError, RunLockedError, UsageError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal, JournalFollower, read_journal
-from krill_tui.files import write_atomically
+from krill_tui.io.files import write_atomically
 from krill_tui.skill import Skill, SkillOrigin, SkillStats
 from krill_tui.trajectory import Step, StopReason, Trajectory
 

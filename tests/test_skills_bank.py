@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from krill_tui.errors import DataError, UsageError
+from krill_tui.errors import DataError, StorageError, UsageError
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into, id_stem
 from krill_tui.trajectory import StopReason
@@ -167,7 +167,7 @@ def test_a_write_that_is_interrupted_leaves_the_old_content(
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(DataError, match="No space left"):
+        with pytest.raises(StorageError, match="no space left"):
             bank.edit("gen_001", name="Mugs")
     assert path.read_bytes() == before
     assert list(tmp_path.glob(".bank*")) == [], "nothing half-written lies about"

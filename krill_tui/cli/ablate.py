@@ -159,7 +159,7 @@ async def _execute(job: Job, say: _Say) -> JobResult:
     from krill_tui.cli.ablate_job import RESULT_FILE
     from krill_tui.engine.ablate import JobResult, job_order
     from krill_tui.engine.run_store import run_path
-    from krill_tui.files import read_json
+    from krill_tui.io.files import read_json
 
     order = json.dumps(job_order(job))
     process = await asyncio.create_subprocess_exec(

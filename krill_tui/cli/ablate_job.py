@@ -29,7 +29,7 @@ async def _work(order: dict[str, Any]) -> int:
     from krill_tui.config.schema import KrillConfig
     from krill_tui.engine.ablate import job_result
     from krill_tui.engine.run_store import run_path
-    from krill_tui.files import write_atomically
+    from krill_tui.io.files import write_atomically
 
     config = KrillConfig.model_validate_json(json.dumps(order["config"]))
     folder = run_path(order["run"])

@@ -19,9 +19,9 @@ from krill_tui.envs.base import Environment, FreeActions, StepResult, TaskSource
 from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.errors import DataError, EnvironmentFailure, UsageError
 from krill_tui.headless import make_console, print_line
+from krill_tui.io.text import clean_text
 from krill_tui.skills.formats.records import digest, utf8
 from krill_tui.skills.formats.trajectories import save_trajectories
-from krill_tui.skills.text import clean_text
 from krill_tui.trajectory import Step, StopReason, Task, Trajectory
 
 WORDS = ("hint", "undo", "save", "quit")

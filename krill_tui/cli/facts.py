@@ -255,7 +255,7 @@ def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json:
 
     from krill_tui.engine.evaluate import success_rates
     from krill_tui.headless import make_console, print_line
-    from krill_tui.skills.text import clean_text
+    from krill_tui.io.text import clean_text
 
     console = make_console()
     print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")

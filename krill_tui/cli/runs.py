@@ -125,13 +125,13 @@ def report(
 
 def _write_curves(folders: Sequence[Path], path: Path) -> None:
     from krill_tui.engine.curves import curves_svg, read_curves
-    from krill_tui.files import write_atomically
+    from krill_tui.io.files import write_output
 
     runs = [read_curves(folder / "events.jsonl") for folder in folders]
     if not any(run.curves for run in runs):
         raise DataError("no step of these runs is in their journals yet: there is nothing to draw")
     names = ", ".join(run.name for run in runs)
-    write_atomically(path, curves_svg({run.name: [run] for run in runs}, names))
+    write_output(path, curves_svg({run.name: [run] for run in runs}, names))
     print(f"wrote {path}")
 
 

@@ -91,10 +91,10 @@ def distill(
     """Phase 2: the teacher turns episodes into skills."""
 
     def finish(session: Session) -> None:
-        from krill_tui.files import write_atomically
+        from krill_tui.io.files import write_output
 
         session.bank.flush()
-        write_atomically(output, session.store.bank_file.read_text(encoding="utf-8"))
+        write_output(output, session.store.bank_file.read_text(encoding="utf-8"))
         print(f"wrote {output}: {len(session.bank)} skills")
 
     typed = {"teacher": _given(kind=teacher)}

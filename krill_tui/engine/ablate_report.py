@@ -16,7 +16,7 @@ from krill_tui.engine.report import percent
 from krill_tui.engine.run_store import run_path
 from krill_tui.errors import KrillError
 from krill_tui.events.schema import Rate
-from krill_tui.files import write_atomically
+from krill_tui.io.files import write_atomically
 
 
 def report(plan: Plan, results: Mapping[str, JobResult]) -> dict[str, Any]:

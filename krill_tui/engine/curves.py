@@ -14,8 +14,8 @@ from pathlib import Path
 from krill_tui.engine.state import RunState
 from krill_tui.errors import DataError
 from krill_tui.events import schema as ev
-from krill_tui.events.journal import parse_event
-from krill_tui.events.schema import Rate
+from krill_tui.events.schema import Rate, event_adapter
+from krill_tui.io.jsonl import parsed, whole_lines
 
 Points = list[tuple[float, float]]
 
@@ -84,15 +84,11 @@ def read_curves(journal: Path, name: str = "") -> RunCurves:
     """
     state = RunState()
     cycles: list[tuple[int, int]] = []
-    try:
-        file = journal.open("rb")
-    except OSError as error:
-        raise DataError(f"{journal}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n") or not any(kind in line for kind in _KINDS):
-                continue
-            event = parse_event(line, journal, number)
+    if not journal.exists():
+        raise DataError(f"{journal}: cannot be read: no such file or directory")
+    for line in whole_lines(journal):
+        if any(kind in line.data for kind in _KINDS):
+            event = parsed(line, journal, event_adapter.validate_json, "an event")
             state.apply(event)
             if isinstance(event, ev.Evolved) and event.accepted:
                 cycles.append((event.step, len(event.accepted)))

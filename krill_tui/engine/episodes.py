@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from krill_tui.errors import DataError
-from krill_tui.events.journal import truncate_torn_line
+from krill_tui.io.jsonl import JsonLines, parsed, read_lines, whole_lines
 from krill_tui.trajectory import Trajectory
 
 
@@ -21,14 +17,12 @@ class EpisodeFile:
         self.path = path
         self._offsets: dict[str, int] = {}
         self._purposes: dict[str, str] = {}
-        truncate_torn_line(path)
-        offset = 0
-        for line, trajectory in _lines(path):
-            self._note(trajectory, offset)
-            offset += len(line)
+        self._file = JsonLines(path)
+        for line in whole_lines(path):
+            trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
+            self._note(trajectory, line.offset)
             if on_read:
                 on_read(trajectory)
-        self._file = path.open("ab", buffering=0)
 
     def __contains__(self, episode: object) -> bool:
         return episode in self._offsets
@@ -37,10 +31,12 @@ class EpisodeFile:
         return len(self._offsets)
 
     def append(self, trajectory: Trajectory) -> None:
-        """Write one line with one system call."""
-        offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(trajectory.model_dump_json().encode() + b"\n")
-        self._note(trajectory, offset)
+        """Write one line, whole.
+
+        Raises:
+            StorageError: it could not be written; the file is as it was.
+        """
+        self._note(trajectory, self._file.append(trajectory.model_dump_json().encode()))
 
     def read(self, purpose: str | None = None, *, prefix: str = "") -> list[Trajectory]:
         """Episodes of one purpose, with ids that begin with `prefix`, in the order they ended."""
@@ -70,18 +66,4 @@ def read_trajectory_lines(path: Path) -> Iterator[Trajectory]:
     Raises:
         DataError: a whole line is no trajectory; names the line.
     """
-    for _, trajectory in _lines(path):
-        yield trajectory
-
-
-def _lines(path: Path) -> Iterator[tuple[bytes, Trajectory]]:
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield line, Trajectory.model_validate_json(line)
-            except ValidationError:
-                raise DataError(f"{path}: line {number} is not a trajectory of this version") from None
+    yield from read_lines(path, Trajectory.model_validate_json, "a trajectory")

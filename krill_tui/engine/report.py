@@ -6,8 +6,8 @@ from pathlib import Path
 
 from krill_tui.engine.state import EvolutionView, RunState
 from krill_tui.events.schema import Evaluated, Rate
-from krill_tui.files import write_atomically
-from krill_tui.skills.text import markdown_text
+from krill_tui.io.files import write_atomically
+from krill_tui.io.text import markdown_text
 
 TEXT_SHOWN = 4000
 """Characters of a teacher's prompt or reply in a report."""

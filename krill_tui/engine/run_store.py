@@ -23,7 +23,7 @@ from krill_tui import paths
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, UsageError
-from krill_tui.files import write_atomically
+from krill_tui.io.files import write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

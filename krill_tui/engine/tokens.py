@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from krill_tui.events.journal import truncate_torn_line
+from krill_tui.io.jsonl import JsonLines, read_lines
 from krill_tui.trajectory import EpisodeTokens
 
 
@@ -16,25 +16,33 @@ class TokenStore:
         self._directory = directory
 
     def append(self, name: str, episode: str, tokens: EpisodeTokens) -> None:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        path = self._path(name)
-        with path.open("ab", buffering=0) as file:
-            file.write(json.dumps([episode, tokens.model_dump(mode="json")]).encode() + b"\n")
+        """Write one line, whole.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = JsonLines(self._path(name))
+        try:
+            file.append(json.dumps([episode, tokens.model_dump(mode="json")]).encode())
+        finally:
+            file.close()
 
     def read(self, name: str) -> dict[str, EpisodeTokens]:
-        """Episode id -> tokens; of an episode written twice the later one."""
-        path = self._path(name)
-        if not path.exists():
-            return {}
-        truncate_torn_line(path)
-        found = {}
-        for line in path.read_bytes().splitlines():
-            episode, tokens = json.loads(line)
-            found[episode] = EpisodeTokens.model_validate(tokens)
-        return found
+        """Episode id -> tokens; of an episode written twice the later one.
+
+        Raises:
+            DataError: a whole line is not what `append` writes; names the file and the line.
+        """
+        return dict(read_lines(self._path(name), _parse, "the tokens of an episode"))
 
     def drop(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}.jsonl"
+
+
+def _parse(line: bytes) -> tuple[str, EpisodeTokens]:
+    episode, tokens = json.loads(line)
+    return str(episode), EpisodeTokens.model_validate(tokens)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from krill_tui.errors import DataError
 from krill_tui.events.schema import BaseEvent, Event, event_adapter
+from krill_tui.io.jsonl import JsonLines, Line, parsed, read_lines
 
 
 class Journal:
@@ -19,56 +17,37 @@ class Journal:
         """Open the file; `on_read` sees every event that is already there."""
         self.path = path
         self.last_seq = 0
-        truncate_torn_line(path)
-        if path.exists():
-            for event in read_journal(path):
-                self.last_seq = event.seq
-                if on_read:
-                    on_read(event)
-        self._file = path.open("ab", buffering=0)
+        self._file = JsonLines(path)
+        for event in read_journal(path):
+            self.last_seq = event.seq
+            if on_read:
+                on_read(event)
 
     def append(self, event: BaseEvent) -> None:
-        """Write one line with one system call: the kernel holds it even if this process is killed."""
-        self._file.write(event.model_dump_json().encode() + b"\n")
+        """Write one line, whole: the kernel holds it even if this process is killed.
+
+        Raises:
+            StorageError: it could not be written; the journal is as it was.
+        """
+        self._file.append(event.model_dump_json().encode())
+
+    def sync(self) -> None:
+        """Wait until the disk holds every event."""
+        self._file.sync()
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
         self._file.close()
-
-
-def truncate_torn_line(path: Path) -> None:
-    """Cut what follows the last newline; it was never finished, so nothing refers to it."""
-    if not path.exists():
-        return
-    with path.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
 
 
 def read_journal(path: Path) -> Iterator[Event]:
     """Every whole event of a journal, in order; a torn last line is left out.
 
     Raises:
-        DataError: the file cannot be read, or a whole line is no event; names the line.
+        DataError: the file is missing or cannot be read, or a whole line is no event; names the line.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-    with file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            yield parse_event(line, path, number)
+    if not path.exists():
+        raise DataError(f"{path}: cannot be read: no such file or directory")
+    yield from read_lines(path, event_adapter.validate_json, "an event")
 
 
 class JournalFollower:
@@ -89,21 +68,9 @@ class JournalFollower:
             data = file.read()
         end = data.rfind(b"\n") + 1
         events: list[Event] = []
-        for line in data[:end].splitlines():
+        for line in data[:end].split(b"\n")[:-1]:
             self._line += 1
-            events.append(parse_event(line, self.path, self._line))
+            whole = Line(self._line, self._offset, line)
+            events.append(parsed(whole, self.path, event_adapter.validate_json, "an event"))
         self._offset += end
         return events
-
-
-def parse_event(line: bytes, path: Path, number: int) -> Event:
-    """One line of a journal.
-
-    Raises:
-        DataError: it is no event; names `path` and the line's `number`.
-    """
-    try:
-        return event_adapter.validate_json(line)
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]["msg"].lower()
-        raise DataError(f"{path}: line {number} is not an event of this version: {problem}") from None

@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from krill_tui.io.jsonl import JsonLines, read_lines
 from krill_tui.models.base import ChatModel, ChatReply, ChatUsage, Message
 
 
@@ -23,12 +24,8 @@ class RememberingChat:
         self._path = path
         self.name = chat.name
         self._known: defaultdict[str, deque[ChatReply]] = defaultdict(deque)
-        if path.exists():
-            for line in path.read_bytes().splitlines(keepends=True):
-                if line.endswith(b"\n"):
-                    entry = json.loads(line)
-                    usage = ChatUsage(entry["prompt_tokens"], entry["completion_tokens"])
-                    self._known[entry["key"]].append(ChatReply(entry["text"], usage))
+        for key, reply in read_lines(path, _parse, "a teacher's reply"):
+            self._known[key].append(reply)
 
     async def complete(
         self, messages: Sequence[Message], *, temperature: float | None = None, max_tokens: int | None = None
@@ -43,8 +40,11 @@ class RememberingChat:
             "prompt_tokens": reply.usage.prompt_tokens,
             "completion_tokens": reply.usage.completion_tokens,
         }
-        with self._path.open("ab", buffering=0) as file:
-            file.write(json.dumps(entry).encode() + b"\n")
+        file = JsonLines(self._path)
+        try:
+            file.append(json.dumps(entry).encode())
+        finally:
+            file.close()
         return reply
 
     async def close(self) -> None:
@@ -54,3 +54,9 @@ class RememberingChat:
 def _key(name: str, messages: Sequence[Message], temperature: float | None) -> str:
     text = json.dumps([name, list(messages), temperature], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse(line: bytes) -> tuple[str, ChatReply]:
+    entry = json.loads(line)
+    usage = ChatUsage(entry["prompt_tokens"], entry["completion_tokens"])
+    return str(entry["key"]), ChatReply(entry["text"], usage)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from krill_tui.io.text import clean_text
 from krill_tui.models.base import Embedder
 from krill_tui.skill import Skill, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY, nearest_duplicate
-from krill_tui.skills.text import clean_text, normalised, skill_text
+from krill_tui.skills.text import normalised, skill_text
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from tinydb.storages import MemoryStorage
 from tinydb.table import Document
 
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import clean_text
 from krill_tui.skill import GENERAL, Skill, SkillOrigin, SkillProposal, SkillStats, SkillStatus
 from krill_tui.skills.storage import AtomicStorage, WriteOnFlush
-from krill_tui.skills.text import clean_text
 from krill_tui.trajectory import Record, StopReason, Trajectory
 
 HAND = "hand"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from krill_tui.skills.text import clean_text
+from krill_tui.io.text import clean_text
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _WRAPPERS = ("skills", "new_skills", "general_skills", "items", "result")

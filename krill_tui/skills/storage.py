@@ -10,7 +10,7 @@ from tinydb.middlewares import CachingMiddleware
 from tinydb.storages import Storage
 
 from krill_tui.errors import DataError
-from krill_tui.files import read_json, write_atomically
+from krill_tui.io.files import read_json, write_atomically
 
 
 class AtomicStorage(Storage):

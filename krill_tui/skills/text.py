@@ -1,4 +1,4 @@
-"""Text of skills: cleaning what models and files say, and the form of location skills."""
+"""Text of skills: what is compared, what is embedded, and the form of location skills."""
 
 from __future__ import annotations
 
@@ -8,19 +8,8 @@ from dataclasses import dataclass
 
 from krill_tui.skill import Skill, SkillProposal
 
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
 _STATION = re.compile(r"(clean|heat|cool): ([a-z]+)(?: \(.*\))?")
 _LOCATION = re.compile(r"([a-z][a-z-]*): ([a-z][a-z-]*)")
-
-
-def clean_text(text: str, limit: int = 2000) -> str:
-    """One line of printable text of at most `limit` characters.
-
-    Skills come from models and files: a control character could move a terminal's cursor, a line
-    break could forge a second skill in a prompt.
-    """
-    line = _UNPRINTABLE.sub("", " ".join(text.split()))
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def normalised(text: str) -> str:
@@ -72,8 +61,3 @@ def parse_station(principle: str) -> Station | None:
     """The station a principle of the form `heat: receptacle` or `heat: receptacle (…)` states, else None."""
     match = _STATION.fullmatch(principle)
     return Station(match.group(1), match.group(2)) if match else None
-
-
-def markdown_text(text: str) -> str:
-    """`text` so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", clean_text(text))

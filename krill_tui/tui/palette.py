@@ -9,8 +9,8 @@ from typing import NamedTuple
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 from textual.content import Content
 
+from krill_tui.io.text import one_line
 from krill_tui.tui import keys
-from krill_tui.tui.plain import one_line
 from krill_tui.tui.screens.base import KrillScreen
 from krill_tui.tui.screens.episode import EpisodeScreen
 from krill_tui.tui.screens.skills import SkillsScreen

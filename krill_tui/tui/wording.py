@@ -11,9 +11,9 @@ from textual.content import Content
 
 from krill_tui.engine.state import EpisodeView
 from krill_tui.events.schema import Purpose, Rate
+from krill_tui.io.text import one_line
 from krill_tui.skill import Skill, SkillKind, SkillStatus
 from krill_tui.trajectory import StopReason
-from krill_tui.tui.plain import one_line
 
 MUTED = "$muted"
 GOOD = "$success"

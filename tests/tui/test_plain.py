@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from krill_tui.tui.plain import one_line, plain
+from krill_tui.io.text import one_line, plain
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from krill_tui.io.text import clean_text
 from krill_tui.skills.formats.conversations import (
     SHOPPING,
     household_category,
@@ -14,7 +15,6 @@ from krill_tui.skills.formats.conversations import (
     read_turns,
 )
 from krill_tui.skills.formats.records import Refused, digest, utf8
-from krill_tui.skills.text import clean_text
 from krill_tui.trajectory import StopReason, Trajectory
 
 _ACKNOWLEDGED = re.compile(r"\s*ok(ay)?\b", re.IGNORECASE)

@@ -17,11 +17,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from krill_tui.errors import DataError
-from krill_tui.files import read_json, write_atomically
+from krill_tui.io.files import read_json, write_output
+from krill_tui.io.text import clean_text, markdown_text
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillStatus
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.formats.records import problem
-from krill_tui.skills.text import clean_text, markdown_text
 
 BankFormat = Literal["krill", "rust", "skillrl", "json"]
 
@@ -201,7 +201,7 @@ def write_rust(path: str | Path, skills: Sequence[Skill], *, cycle: int = 0) -> 
         ],
         "current_cycle": cycle,
     }
-    write_atomically(Path(path), json.dumps(bank, ensure_ascii=False, indent=2) + "\n")
+    write_output(Path(path), json.dumps(bank, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_json(path: str | Path, skills: Sequence[Skill]) -> None:
@@ -211,7 +211,7 @@ def write_json(path: str | Path, skills: Sequence[Skill]) -> None:
         DataError: the file cannot be written.
     """
     data = [skill.model_dump(mode="json") for skill in skills]
-    write_atomically(Path(path), json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+    write_output(Path(path), json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
 
 def write_markdown(path: str | Path, skills: Sequence[Skill]) -> None:
@@ -236,7 +236,7 @@ def write_markdown(path: str | Path, skills: Sequence[Skill]) -> None:
             if skill.when_to_apply:
                 lines.append(f"  Apply when: {markdown_text(skill.when_to_apply)}")
         lines.append("")
-    write_atomically(Path(path), "\n".join(lines))
+    write_output(Path(path), "\n".join(lines))
 
 
 def _read_krill(path: Path) -> LoadedBank:

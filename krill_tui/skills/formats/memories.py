@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from krill_tui.envs.alfworld.text import task_sentence
+from krill_tui.io.text import clean_text
 from krill_tui.skills.formats.conversations import SHOPPING, household_category
 from krill_tui.skills.formats.records import Loose, Refused, digest, unsaid_stop, validated
-from krill_tui.skills.text import clean_text
 from krill_tui.trajectory import Step, Trajectory
 
 _WON = {"success": True, "failure": False, "failed": False}

@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from krill_tui.errors import DataError
-from krill_tui.files import read_json
-from krill_tui.skills.text import clean_text
+from krill_tui.io.files import read_json
+from krill_tui.io.text import clean_text
 from krill_tui.trajectory import StopReason
 
 Converted = TypeVar("Converted")

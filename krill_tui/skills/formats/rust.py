@@ -8,9 +8,9 @@ from typing import Any, Literal
 from pydantic import FiniteFloat
 
 from krill_tui.envs.alfworld.text import CATEGORIES
+from krill_tui.io.text import clean_text
 from krill_tui.skills.formats.conversations import SHOPPING, household_category
 from krill_tui.skills.formats.records import Loose, Refused, digest, finite, unsaid_stop, validated
-from krill_tui.skills.text import clean_text
 from krill_tui.trajectory import Step, StopReason, TokenCounts, Trajectory
 
 _NAMESPACE = uuid.UUID("b0a5f6d2-52f7-5d0c-8f0e-1c1f4f0f2a6e")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from krill_tui.errors import DataError
-from krill_tui.files import write_atomically
+from krill_tui.io.files import write_output
 from krill_tui.skills.formats.agentgym import from_agentgym
 from krill_tui.skills.formats.eto import from_eto
 from krill_tui.skills.formats.memories import from_memory
@@ -147,7 +147,7 @@ def _file(path: str | Path) -> Path:
 
 def _save(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
-    write_atomically(Path(path), "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
+    write_output(Path(path), "[\n" + ",\n".join(lines) + "\n]\n" if lines else "[]\n")
 
 
 def _from_krill(record: Any) -> Trajectory:

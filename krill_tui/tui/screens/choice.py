@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
-from krill_tui.tui.plain import plain
+from krill_tui.io.text import plain
 
 
 class ChoiceScreen(ModalScreen[str]):

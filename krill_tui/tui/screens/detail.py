@@ -12,8 +12,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from krill_tui.events.schema import Event, Rate
+from krill_tui.io.text import one_line, plain
 from krill_tui.skill import Skill, SkillProposal
-from krill_tui.tui.plain import one_line, plain
 from krill_tui.tui.wording import HEADING, MUTED, percent
 
 _HIDDEN = {"kind", "seq", "time"}

@@ -11,9 +11,9 @@ from textual.content import Content
 from textual.widgets import Static
 
 from krill_tui.engine.state import EpisodeView
+from krill_tui.io.text import one_line, plain
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge
-from krill_tui.tui.plain import one_line, plain
 from krill_tui.tui.screens.base import RunScreen
 from krill_tui.tui.widgets.key_footer import KeyFooter
 from krill_tui.tui.widgets.status_bar import StatusBar

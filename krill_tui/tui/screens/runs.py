@@ -18,9 +18,9 @@ from textual.message import Message
 from krill_tui import paths
 from krill_tui.engine.run_store import list_runs
 from krill_tui.engine.state import RunState
+from krill_tui.io.text import one_line
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge, Source, WatchSource
-from krill_tui.tui.plain import one_line
 from krill_tui.tui.replay import ReplaySource
 from krill_tui.tui.screens.base import KrillScreen
 from krill_tui.tui.widgets.key_footer import KeyFooter

@@ -13,8 +13,8 @@ from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Label, Static, TextArea
 
+from krill_tui.io.text import one_line, plain
 from krill_tui.skill import GENERAL
-from krill_tui.tui.plain import one_line, plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from textual.widgets import Static
 
 from krill_tui.engine.state import RunState
 from krill_tui.errors import KrillError
+from krill_tui.io.text import one_line, plain
 from krill_tui.skill import GENERAL, Skill, SkillStatus
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge
-from krill_tui.tui.plain import one_line, plain
 from krill_tui.tui.screens.base import KrillScreen
 from krill_tui.tui.screens.skill_form import SkillDraft, SkillForm
 from krill_tui.tui.widgets.key_footer import KeyFooter

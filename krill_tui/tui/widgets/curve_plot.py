@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.content import Content
 from textual.widgets import Static
 
-from krill_tui.tui.plain import one_line
+from krill_tui.io.text import one_line
 
 if TYPE_CHECKING:
     from krill_tui.tui.widgets.chart import Chart

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from textual.content import Content
 
 from krill_tui.engine.state import EpisodeView, RunState
-from krill_tui.tui.plain import one_line
+from krill_tui.io.text import one_line
 from krill_tui.tui.widgets.line_list import Row
 from krill_tui.tui.widgets.pane import SearchableList
 from krill_tui.tui.wording import BAD, KEY, MUTED, PURPOSE_WORDS, cited, outcome_mark

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from krill_tui.engine.state import RunState
 from krill_tui.events.schema import Evaluated
-from krill_tui.tui.plain import one_line
+from krill_tui.io.text import one_line
 from krill_tui.tui.widgets.line_list import Row
 from krill_tui.tui.widgets.pane import SearchableList
 from krill_tui.tui.wording import GOOD, HEADING, MUTED, bar, number, percent, sparkline

@@ -5,8 +5,8 @@ from __future__ import annotations
 from textual.content import Content
 
 from krill_tui.engine.state import RunState
+from krill_tui.io.text import one_line
 from krill_tui.skill import GENERAL, Skill, SkillStatus
-from krill_tui.tui.plain import one_line
 from krill_tui.tui.widgets.line_list import Row
 from krill_tui.tui.widgets.pane import SearchableList
 from krill_tui.tui.wording import GOOD, KEY, MUTED, STATUS_MARKS

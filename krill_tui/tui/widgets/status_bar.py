@@ -8,8 +8,8 @@ from textual.content import Content
 from textual.widgets import Static
 
 from krill_tui.engine.state import PhaseView
+from krill_tui.io.text import one_line
 from krill_tui.tui.bridge import Bridge
-from krill_tui.tui.plain import one_line
 from krill_tui.tui.wording import (
     BAD,
     GOOD,

@@ -1,0 +1,1 @@
+"""Figures of reliability, one command each: `python -m benchmarks.reliability.NAME`. Results: docs/reliability.md."""

@@ -1,0 +1,1 @@
+"""The ground floor: files, JSON lines, and text that comes from elsewhere or goes to a terminal."""

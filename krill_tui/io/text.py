@@ -1,0 +1,70 @@
+"""The one sanitizer. Text of models, worlds and files is data: never markup, never a control sequence.
+
+`storable` and `clean_text` stand where text enters, `plain`, `one_line` and `markdown_text` where it leaves for a
+terminal or a report.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Controls, line and paragraph separators, lone surrogates, bidi embeddings, overrides and isolates, zero-width
+# blanks, and the invisible tags of U+E0000 that can hide a sentence. Joiners stay: emoji and scripts need them.
+_UNSTORED = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u202a-\u202e\u2066-\u206f\u200b\u2060-\u2064\ufeff\U000e0000-\U000e007f]"
+)
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_ESCAPE = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor moves
+    r"|\x1b[\]PX^_][^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|$)?"  # OSC, DCS, SOS, PM, APC: titles, links, clipboards
+    r"|\x1b[ -/]*[0-~]"  # two-byte escapes
+    r"|\x9b[0-?]*[ -/]*[@-~]"  # CSI as one C1 byte
+)
+_LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn"}
+"""Controls, format characters (zero width, bidi overrides, tags), lone surrogates, private and unassigned ones."""
+_JOINERS = "\u200c\u200d"
+"""Format characters that emoji and several scripts are written with."""
+
+
+def storable(text: str) -> str:
+    """`text` that any file can hold: a lone surrogate becomes U+FFFD, all else stays."""
+    return text if text.isascii() else _SURROGATES.sub("\ufffd", text)
+
+
+def clean_text(text: str, limit: int = 2000) -> str:
+    """One line of printable text of at most `limit` characters, to be kept.
+
+    Skills come from models and files: a control character could move a terminal's cursor, a line
+    break could forge a second skill in a prompt.
+    """
+    line = _UNSTORED.sub("", " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+
+
+def plain(text: str, *, limit: int = 200_000) -> str:
+    """`text` without escape sequences, control and invisible characters; line ends become `\\n`, tabs spaces.
+
+    What remains is at most `limit` characters long, a cut being marked with an ellipsis.
+    """
+    cut = text[: limit + 1]
+    if cut.isascii() and cut.isprintable():
+        return _shortened(cut, limit)
+    cut = _LINE_ENDS.sub("\n", _ESCAPE.sub("", cut)).expandtabs(4)
+    kept = (c for c in cut if c == "\n" or c in _JOINERS or unicodedata.category(c) not in _UNSAFE)
+    return _shortened("".join(kept), limit)
+
+
+def one_line(text: str, *, limit: int = 400) -> str:
+    """`plain` text on a single line, runs of blanks made one."""
+    return _shortened(" ".join(plain(text[: limit * 8]).split()), limit)
+
+
+def markdown_text(text: str) -> str:
+    """`text` on one line so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", clean_text(one_line(text, limit=2000)))
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
