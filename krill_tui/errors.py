@@ -66,11 +66,29 @@ class RunLockedError(KrillError):
     """Another process is writing to this run."""
 
 
-class EnvironmentFailure(KrillError):
+class ServiceError(KrillError):
+    """A world or a model that an episode needs failed.
+
+    `unreachable`: nobody answers, or only to say that the service is out of order (connection refused, reset or not
+    resolved, no answer in time, 502 to 504, a rate limit that outlasted its retries; of a model endpoint every 5xx).
+    It says nothing about the game: episodes wait and are played again. A 500 for one game is not this.
+    `permanent`: no call can succeed until somebody changes a setting (a wrong key, a model that is not there): the
+    phase ends at once. Neither: this episode alone is broken.
+    """
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, unreachable: bool = False, permanent: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.unreachable = unreachable
+        self.permanent = permanent
+
+
+class EnvironmentFailure(ServiceError):
     """An environment broke: its episode ends as `error`, its siblings go on."""
 
 
-class ModelError(KrillError):
+class ModelError(ServiceError):
     """A model endpoint or the model worker failed for good, after its retries."""
 
 

@@ -21,6 +21,8 @@ R = TypeVar("R")
 _LONGEST_WAIT = 120.0
 _REASONING_MODEL = re.compile(r"(?:.*/)?(?:o\d|gpt-5)")
 _EMBEDDING_BATCH = 256
+_REFUSED = (401, 402, 403, 404, 407, 429)
+"""Statuses that the same call gets again, whatever it asks. Of 429 those that are no passing limit: a spent quota."""
 
 
 class ContextOverflow(ModelError):
@@ -30,10 +32,11 @@ class ContextOverflow(ModelError):
 class _Transient(Exception):
     """A fault that may be gone at the next try."""
 
-    def __init__(self, message: str, wait: float | None = None) -> None:
+    def __init__(self, message: str, wait: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(message)
         self.wait = wait
         """Seconds the server asked to wait."""
+        self.unreachable = unreachable
 
 
 class _Endpoint:
@@ -79,7 +82,9 @@ class _Endpoint:
                     return await self._once(request, read)
                 except _Transient as fault:
                     if attempt == self._max_retries:
-                        raise self._error(f"{fault}, after {attempt + 1} attempts") from None
+                        raise self._error(
+                            f"{fault}, after {attempt + 1} attempts", unreachable=fault.unreachable
+                        ) from None
                     await asyncio.sleep(self._wait(attempt, fault.wait))
         raise AssertionError("unreachable")
 
@@ -88,16 +93,22 @@ class _Endpoint:
         try:
             return read(await request())
         except openai.APITimeoutError:
-            raise _Transient("the endpoint did not answer in time") from None
+            raise _Transient("the endpoint did not answer in time", unreachable=True) from None
         except openai.APIConnectionError as error:
-            raise _Transient(f"the connection failed ({type(error.__cause__).__name__})") from None
+            raise _Transient(
+                f"the connection failed ({type(error.__cause__).__name__})", unreachable=True
+            ) from None
         except openai.APIStatusError as error:
             status = error.status_code
             if (status in (408, 409, 429) and error.code != "insufficient_quota") or status >= 500:
-                raise _Transient(f"the endpoint answered {status}", _retry_after(error)) from None
+                raise _Transient(
+                    f"the endpoint answered {status}", _retry_after(error), unreachable=True
+                ) from None
             if error.code == "context_length_exceeded" or "maximum context length" in error.message:
                 raise ContextOverflow(self._line(error.message)) from None
-            raise self._error(f"the endpoint refused with {status}: {error.message}") from None
+            raise self._error(
+                f"the endpoint refused with {status}: {error.message}", permanent=status in _REFUSED
+            ) from None
         except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise _Transient(f"the answer cannot be read ({type(error).__name__})") from None
 
@@ -110,8 +121,8 @@ class _Endpoint:
         hidden = message.replace(self._api_key, "***") if self._api_key else message
         return " ".join(f"{self._url}: {hidden}".split())[:400]
 
-    def _error(self, message: str) -> ModelError:
-        return ModelError(self._line(message))
+    def _error(self, message: str, *, unreachable: bool = False, permanent: bool = False) -> ModelError:
+        return ModelError(self._line(message), unreachable=unreachable, permanent=permanent)
 
 
 class OpenAIChat:

@@ -163,7 +163,9 @@ class VllmServer:
                 answer = response.json()
                 return answer if isinstance(answer, dict) else None
             return None
-        raise ModelError(f"the vLLM server at {self.url} does not answer {path}: {reason}", hint=_HINT)
+        raise ModelError(
+            f"the vLLM server at {self.url} does not answer {path}: {reason}", hint=_HINT, unreachable=True
+        )
 
 
 @dataclass(slots=True)

@@ -15,6 +15,8 @@ CONNECT_SECONDS = 5.0
 LONGEST_ANSWER = 4 * 1024 * 1024
 """Bytes."""
 MOST_REDIRECTS = 5
+_OUT_OF_ORDER = (429, 502, 503, 504)
+_REFUSED = (401, 403, 407)
 
 _T = TypeVar("_T")
 _SAID = TypeAdapter(dict[Literal["error"], str])
@@ -92,12 +94,17 @@ class ServerCalls:
             ):
                 return response, await _read(response, where)
         except (TimeoutError, httpx.TimeoutException):
-            raise EnvironmentFailure(f"{where}: no answer within {self._timeout:g} s") from None
+            raise EnvironmentFailure(
+                f"{where}: no answer within {self._timeout:g} s", unreachable=True
+            ) from None
         except httpx.ConnectError:
             hint = "is the server running? env.url says where it is"
-            raise EnvironmentFailure(f"{where}: no connection", hint=hint) from None
+            raise EnvironmentFailure(f"{where}: no connection", hint=hint, unreachable=True) from None
         except (httpx.HTTPError, httpx.StreamError) as error:
-            raise EnvironmentFailure(f"{where}: the connection broke: {type(error).__name__}") from None
+            raise EnvironmentFailure(
+                f"{where}: the connection broke: {type(error).__name__}",
+                unreachable=isinstance(error, httpx.TransportError),
+            ) from None
 
     def _parsed(self, path: str, data: bytes, answer: TypeAdapter[_T]) -> _T:
         try:
@@ -113,11 +120,13 @@ def _must_be_fine(where: str, response: httpx.Response, data: bytes) -> None:
     if response.is_success:
         return
     message = f"{where[:200]}: the server answered {response.status_code}"
+    unreachable, permanent = response.status_code in _OUT_OF_ORDER, response.status_code in _REFUSED
     try:
         said = " ".join(_SAID.validate_json(data)["error"].split())[:200]
     except (ValidationError, KeyError):
-        raise EnvironmentFailure(message) from None
-    raise EnvironmentFailure(f"{message}: {said}")
+        said = ""
+    message = f"{message}: {said}" if said else message
+    raise EnvironmentFailure(message, unreachable=unreachable, permanent=permanent)
 
 
 async def _read(response: httpx.Response, where: str) -> bytes:
