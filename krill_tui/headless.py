@@ -196,7 +196,7 @@ async def run_session(session: Session, phases: Sequence[str], view: View, *, re
 
 @contextlib.contextmanager
 def _on_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in signals:
         loop.add_signal_handler(number, stop)
     try:

@@ -16,11 +16,14 @@ import typer
 from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
 from krill_tui.errors import EXIT_CANCELLED, DataError, KrillError, UsageError
+from krill_tui.io.children import child_command, child_environment
 
 if TYPE_CHECKING:
     from krill_tui.engine.ablate import Ablation, Job, JobResult, Plan
 
 _LINE_LIMIT = 1 << 20
+_SAVING_SECONDS = 60.0
+"""That a run which was told to stop may take to save."""
 
 
 def ablate(
@@ -140,7 +143,7 @@ async def _work(ablation: Ablation, at_once: int, say: _Say) -> bool:
 @contextlib.contextmanager
 def _on_signals(task: asyncio.Task[Any]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in signals:
         loop.add_signal_handler(number, task.cancel)
     try:
@@ -163,14 +166,13 @@ async def _execute(job: Job, say: _Say) -> JobResult:
 
     order = json.dumps(job_order(job))
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "krill_tui.cli.ablate_job",
+        *child_command("krill_tui.cli.ablate_job", ending=signal.SIGTERM),  # it saves first
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for this process; the child is told by the end of its input
         limit=_LINE_LIMIT,
+        env=child_environment(downloads=True),
     )
     assert process.stdin and process.stdout and process.stderr
     errors: list[str] = []
@@ -190,7 +192,13 @@ async def _execute(job: Job, say: _Say) -> JobResult:
         code = await process.wait()
     except asyncio.CancelledError:
         process.stdin.close()
-        await process.wait()
+        try:
+            async with asyncio.timeout(_SAVING_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
         raise
     if code:
         raise KrillError(next((line for line in reversed(errors) if line), f"exit code {code}"))

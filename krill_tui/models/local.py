@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
+import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from krill_tui import paths
 from krill_tui.errors import ModelError, WorkerDiedError
+from krill_tui.io.children import child_command, child_environment
 from krill_tui.models.base import ActReply, ActRequest, Message
 from krill_tui.models.worker_protocol import (
     ChatMessage,
@@ -60,6 +61,8 @@ _COUNTED_AT_ONCE = 256
 """Conversations of one request: a line stays short enough to be read at once."""
 _GRACE = 5.0
 """Seconds a closed worker may take to leave."""
+_PATIENCE = 120.0
+"""Seconds without an answer after which that is said; then after twice as many, and so on."""
 
 Reply = TypeVar(
     "Reply",
@@ -90,10 +93,9 @@ class Launch:
     """Stay on the CPU, also where there is a GPU."""
 
     def command(self) -> list[str]:
-        worker = ["-m", _WORKER]
         if self.processes == 1 and not self.config_file:
-            return [sys.executable, *worker]
-        launch = [sys.executable, "-m", "accelerate.commands.launch"]
+            return child_command(_WORKER)
+        launch = child_command("accelerate.commands.launch")
         shipped = self.config_file == SHARDED
         if self.config_file:
             launch += ["--config_file", str(paths.fsdp_config()) if shipped else self.config_file]
@@ -103,7 +105,7 @@ class Launch:
             # `multi_gpu` is what it calls several processes on one machine; without a GPU they talk by gloo.
             launch += ["--multi_gpu", "--num_machines", "1", "--main_process_port", "0"]
             launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        return [*launch, *worker]
+        return [*launch, "-m", _WORKER]
 
     def environment(self) -> dict[str, str]:
         return {"ACCELERATE_USE_CPU": "true"} if self.cpu else {}
@@ -121,6 +123,7 @@ class WorkerClient:
         self.log = log
         self._launch = launch or Launch()
         self._noted = noted
+        self.patience = _PATIENCE
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -288,12 +291,31 @@ class WorkerClient:
         process.stdin.write(message.model_dump_json().encode() + b"\n")
         with contextlib.suppress(ConnectionError):
             await process.stdin.drain()
-        reply = await waiting.reply
+        reply = await self._answer(waiting, message.kind)
         if isinstance(reply, ErrorReply):
             raise ModelError(reply.message)
         if not isinstance(reply, expected):
             raise ModelError(f"the model worker answered {message.kind} with {reply.kind}")
         return reply
+
+    async def _answer(self, waiting: _Waiting, what: str) -> WorkerReply:
+        """The reply, however long it takes; a worker that hangs is not told from one that works, so people are."""
+        waited, patience = 0.0, self.patience
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    return await asyncio.shield(waiting.reply)
+            except TimeoutError:
+                waited += patience
+                patience = waited
+            except asyncio.CancelledError:
+                waiting.reply.cancel()
+                raise
+            if self._noted:
+                self._noted(
+                    f"the model worker has not answered for {waited:.0f} s ({what}); stopping the run ends it",
+                    "warning",
+                )
 
     async def _spawn(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -329,9 +351,7 @@ class WorkerClient:
                 async with asyncio.timeout(_GRACE):
                     await process.wait()
         finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
+            _kill(process)
             await process.wait()
             await reader
 
@@ -346,8 +366,7 @@ class WorkerClient:
         except (ValueError, ValidationError):
             self._death = f"the model worker sent something that is no reply; see {self.log}"
         finally:
-            if process.returncode is None:
-                process.kill()
+            _kill(process)
             died.set()
             while self._waiting:
                 self._waiting.popleft().fail(WorkerDiedError(self._death))
@@ -384,9 +403,15 @@ class _Waiting:
             self.reply.set_exception(error)
 
 
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """End a worker at once, stopped or not, and whatever it started: they are a process group of their own."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def _environment() -> dict[str, str]:
-    """The child's environment: this one's without API keys, which the worker has no use for."""
-    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("API_KEY")}
+    environment = child_environment(downloads=True)
     # Threads that spin while they wait for each other make torch several times slower once anything else runs.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # What torch cannot do on Apple's GPUs it does on the CPU instead of failing.
@@ -439,6 +464,7 @@ class LocalPolicy:
         self._finished: set[str] = set()
         self._arrived = asyncio.Event()
         self._batcher: asyncio.Task[None] | None = None
+        self._farewells: set[asyncio.Task[None]] = set()
 
     async def start(self, episode: str) -> None:
         """Announce an episode."""
@@ -461,14 +487,18 @@ class LocalPolicy:
             raise
 
     async def finish(self, episode: str) -> None:
-        """Forget an episode; the worker hears of it with the next batch, or now if this was the last."""
+        """Forget an episode; the worker hears of it with the next batch, or now if this was the last.
+
+        Nobody waits for its answer: a worker that hangs must not hold up an episode that was cancelled.
+        """
         self._live.discard(episode)
         if self._conversations.pop(episode, None) is not None:
             self._finished.add(episode)
         self._arrived.set()
-        if not self._live:
-            with contextlib.suppress(ModelError):
-                await self._forget_finished()
+        if not self._live and self._finished:
+            farewell = asyncio.create_task(self._say_finished(), name="local policy farewell")
+            self._farewells.add(farewell)
+            farewell.add_done_callback(self._farewells.discard)
 
     async def close(self) -> None:
         """Stop batching; calls that wait fail. The worker goes on."""
@@ -476,6 +506,9 @@ class LocalPolicy:
             self._batcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._batcher
+        for farewell in tuple(self._farewells):
+            farewell.cancel()
+        await asyncio.gather(*self._farewells, return_exceptions=True)
         for call in self._calls.values():
             call.fail(ModelError("the local policy was closed"))
         self._calls.clear()
@@ -524,6 +557,10 @@ class LocalPolicy:
         finished, self._finished = self._finished, set()
         if finished:
             await self._client.finish(sorted(finished))
+
+    async def _say_finished(self) -> None:
+        with contextlib.suppress(ModelError):
+            await self._forget_finished()
 
     def _item(self, request: ActRequest) -> SampleItem:
         """What to send of a conversation; a new one, or the whole again if the worker knows another."""

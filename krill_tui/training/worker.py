@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from krill_tui.errors import DataError, KrillError, ModelError
+from krill_tui.io.children import watch_parent
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import (
     CloseRequest,
@@ -384,13 +384,6 @@ def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
         return ErrorReply(message=message, detail=traceback.format_exc())
 
 
-def _leave_with_launcher(launcher: int) -> None:
-    """End this process once the launcher is gone, even while it waits for the others."""
-    while os.getppid() == launcher:
-        time.sleep(1)
-    os._exit(1)
-
-
 def main() -> None:
     """Take standard output for replies alone and serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -398,10 +391,11 @@ def main() -> None:
     os.dup2(2, 1)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    # A launcher starts its processes itself, unbound; one process alone is bound already.
     launcher = os.getppid()
     ranks = launched_ranks()
     if ranks.count > 1:
-        threading.Thread(target=_leave_with_launcher, args=(launcher,), daemon=True).start()
+        watch_parent(launcher)
     with replies:
         serve(sys.stdin.buffer, replies, ranks)
     ranks.end_process()

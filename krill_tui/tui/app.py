@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from krill_tui.engine.session import Session
 
 
+_STOPPING = (signal.SIGTERM, signal.SIGHUP)
+"""Signals that save and end the app: a kill, and a terminal that was closed."""
+
+
 class KrillApp(App[None]):
     """Shows one run: the session's own, one that is watched, or a replay.
 
@@ -62,13 +66,15 @@ class KrillApp(App[None]):
     async def on_mount(self) -> None:
         self.bridge.start()
         self.set_interval(REDRAW_SECONDS, self.redraw)
-        # Left to its default, the signal would end the process with the run unsaved and the terminal in our hands.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._on_sigterm)
+        # Left to its default, a signal would end the process with the run unsaved and the terminal in our hands.
+        for number in _STOPPING:
+            asyncio.get_running_loop().add_signal_handler(number, self._on_stopping_signal)
         if self.session and self.autostart:
             self.launch(self.autostart)
 
     async def on_unmount(self) -> None:
-        asyncio.get_running_loop().remove_signal_handler(signal.SIGTERM)
+        for number in _STOPPING:
+            asyncio.get_running_loop().remove_signal_handler(number)
         await self.bridge.stop()
 
     def launch(self, phases: Sequence[str]) -> None:
@@ -165,7 +171,7 @@ class KrillApp(App[None]):
         if answer:
             await self._stop()
 
-    def _on_sigterm(self) -> None:
+    def _on_stopping_signal(self) -> None:
         """A second signal changes nothing."""
         if not self._told_to_stop:
             self._told_to_stop = True

@@ -12,16 +12,15 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from krill_tui import envs
 from krill_tui.envs.alfworld import text
 from krill_tui.envs.alfworld.source import GamesSource
 from krill_tui.envs.base import Environment, StepResult
 from krill_tui.errors import EnvironmentFailure, UsageError
+from krill_tui.io.children import child_command, child_environment
 from krill_tui.trajectory import Task
 
 PATIENCE = 300.0
@@ -106,17 +105,13 @@ class GenuineProcess:
 
 
 async def _spawn() -> asyncio.subprocess.Process:
-    checkout = str(Path(envs.__path__[0]).parents[1])
-    search = [checkout, *filter(None, [os.environ.get("PYTHONPATH")])]
     return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        _WORKER,
+        *child_command(_WORKER),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         limit=_LINE_LIMIT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+        env=child_environment(),
         start_new_session=True,
     )
 
@@ -194,8 +189,9 @@ class GenuineEnvironment:
         try:
             # With its last episode the whole process ends; no need to tidy up in it.
             if process.episodes > 1 and not process.dead:
-                with contextlib.suppress(EnvironmentFailure):
-                    await process.call(op="close", episode=self._number)
+                with contextlib.suppress(EnvironmentFailure, TimeoutError):
+                    async with asyncio.timeout(_FAREWELL):
+                        await process.call(op="close", episode=self._number)
         finally:
             await self._pool.leave(process)
 
