@@ -10,7 +10,12 @@ import platformdirs
 
 def runs_dir() -> Path:
     """`$KRILL_RUNS`, else `runs/` below the working directory."""
-    return Path(os.environ.get("KRILL_RUNS") or "runs")
+    return Path(os.path.expanduser(os.environ.get("KRILL_RUNS") or "runs"))
+
+
+def user_cache_dir() -> Path:
+    """What can be computed again, e.g. which game files of a data folder are whole."""
+    return platformdirs.user_cache_path("krill")
 
 
 def user_config_file() -> Path:

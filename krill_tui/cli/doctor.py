@@ -125,19 +125,27 @@ def _policy_memory(config: KrillConfig) -> str:
 
 def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
     """Splits of the genuine games, with counts and the hash that results are marked with."""
-    from krill_tui.envs.alfworld.source import GamesSource
+    from krill_tui.envs.alfworld.source import GamesSource, alfworld_data
 
     engine = _version("alfworld")
     genuine = {"backend textworld": f"alfworld {engine}" if engine else "needs the extra alfworld"}
-    folder = config.env.data_dir or os.environ.get("ALFWORLD_DATA", "")
-    if not folder:
+    folder = Path(config.env.data_dir) if config.env.data_dir else alfworld_data()
+    if folder is None:
         return {"games": "none (ALFWORLD_DATA is not set)", **genuine}
     try:
-        source = GamesSource(Path(folder))
+        source = GamesSource(folder, all_games=config.env.all_games)
     except KrillError as error:
         return {"games": f"none ({error})", **genuine}
-    splits = source.splits()
-    return {"games": str(source.root), **splits, "content hash": source.content_hash(), **genuine}
+    facts: dict[str, Any] = {
+        "games": str(source.root),
+        **source.splits(),
+        "content hash": source.content_hash(),
+    }
+    if skipped := source.listing.counts():
+        facts["skipped"] = skipped
+    if notices := source.notices():
+        facts["to know"] = {str(n): notice for n, notice in enumerate(notices, start=1)}
+    return facts | genuine
 
 
 def _webshop_data(config: KrillConfig) -> dict[str, Any]:
@@ -150,7 +158,10 @@ def _webshop_data(config: KrillConfig) -> dict[str, Any]:
     except KrillError as error:
         return {"shop": f"none ({error})"}
     shop = folder or f"procedural, {source.size} products"
-    return {"shop": shop, **source.splits(), "content hash": source.content_hash()}
+    facts: dict[str, Any] = {"shop": shop, **source.splits(), "content hash": source.content_hash()}
+    if notices := source.notices():
+        facts["to know"] = {str(n): notice for n, notice in enumerate(notices, start=1)}
+    return facts
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]:

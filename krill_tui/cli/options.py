@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -151,6 +152,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(ctx: typer.Context, **values: Any) -> None:
+        values = {name: _at_home(value) for name, value in values.items()}
         options = Options(**{parameter.name: values.pop(parameter.name) for parameter in shared})
         earlier = ctx.parent.obj if ctx.parent and isinstance(ctx.parent.obj, Options) else Options()
         ctx.obj = options = options.over(earlier)
@@ -160,6 +162,11 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     command.__dict__["__signature__"] = inspect.Signature([context, *own, *shared])
     return command
+
+
+def _at_home(value: Any) -> Any:
+    """A path that begins with `~`, which no shell expands inside `--output=~/x`, below the home folder."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _first(value: Any, other: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ import typer
 
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import one_line
 
 if TYPE_CHECKING:
     from krill_tui.envs.base import Environment, StepResult, TaskSource
@@ -113,17 +115,30 @@ def _find_game(
                 "--game plays a genuine ALFWorld game file",
                 hint="leave out --env webshop, --mock, --live and --backend http or textworld",
             )
-        source: TaskSource = GamesSource.from_game(game)
+        from krill_tui.envs.alfworld.listing import BROKEN, judge
+
+        found = GamesSource.from_game(game)
+        source: TaskSource = found
+        reason = judge(found.root / found.tasks("game", 1)[0].ref)
+        if reason not in ("", BROKEN):  # of a broken one, opening it says more
+            _warn(f"{game} is {reason}: the genuine environment skips it, and so does an evaluation")
     else:
         from krill_tui.engine.build import build_source
+        from krill_tui.envs.base import notices_of
 
         source = build_source(config)
+        for notice in notices_of(source):
+            _warn(notice)
     splits = source.splits()
     chosen = split or next((s for s in ("train", "valid_seen") if s in splits), next(iter(splits)))
     tasks = source.tasks(chosen, number, seed=config.seed)
     if len(tasks) < number:
         raise UsageError(f"split '{chosen}' holds {len(tasks)} games, there is no game {number}")
     return source, tasks[number - 1]
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {one_line(message)}", file=sys.stderr)
 
 
 def _play_script(runner: asyncio.Runner, environment: Environment, actions: list[str], as_json: bool) -> None:

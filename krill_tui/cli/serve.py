@@ -49,9 +49,12 @@ def serve_env(
             hint="pip install 'krill-tui[serve]'",
         ) from None
     from krill_tui.engine.build import build_source
+    from krill_tui.envs.base import notices_of
     from krill_tui.envs.serve.protocols import Service
 
     source = build_source(config)
+    for notice in notices_of(source):
+        typer.echo(notice, err=True)
     source.open(source.tasks(next(iter(source.splits())), 1)[0])  # draws or reads it before anybody waits
     with _listen(host, port if port is not None else _PORTS[world]) as listening:
         address = _address(listening)

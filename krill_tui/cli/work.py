@@ -314,6 +314,7 @@ def _evaluation_facts(session: Session) -> dict[str, object]:
     return {
         "split": evaluated.split,
         "games": session.state.games,
+        "notices": list(session.state.notices),
         "policy": session.config.policy.kind,
         "seed": session.config.seed,
         "overall": _rate_facts(evaluated.overall),

@@ -6,14 +6,19 @@ screen show.
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _scaling(value: object) -> object:
     """True and false are what the setting was before there was a choice, and what TRL still takes."""
     return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
+
+
+PathSetting = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder; `~` at its start is the home folder."""
 
 
 class Settings(BaseModel):
@@ -28,9 +33,12 @@ class EnvConfig(Settings):
     backend: Literal["builtin", "games", "textworld", "http"] = "builtin"
     """`builtin`: procedural worlds; `games`: genuine ALFWorld game files; `textworld`: the same files on the
     genuine engine (extra `alfworld`), some hundred times slower; `http`: a live server."""
-    data_dir: str = ""
+    data_dir: PathSetting = ""
     """Folder that holds `json_2.1.1`; empty: $ALFWORLD_DATA."""
-    webshop_data: str = ""
+    all_games: bool = False
+    """Also play the ALFWorld game files that the genuine environment skips: movable receptacles, sliced objects, games
+    not marked as solvable. Rates are then not those of the official splits."""
+    webshop_data: PathSetting = ""
     """Folder that holds WebShop's `items_shuffle.json` and `items_ins_v2.json`; empty: a procedural shop."""
     genuine: bool = False
     """WebShop: the original's behaviour also where ours differs on purpose (goals split by number, goals that cannot
@@ -54,9 +62,9 @@ class EnvConfig(Settings):
 class PolicyConfig(Settings):
     kind: Literal["local", "openai", "expert", "random"] = "openai"
     """Who plays: a local model that can be trained, an endpoint, or a program."""
-    model: str = ""
+    model: PathSetting = ""
     """Local model: folder or Hugging Face name; empty: the embedded krill-tiny."""
-    adapter: str = ""
+    adapter: PathSetting = ""
     """Checkpoint folder whose LoRA adapter a run starts from; empty: a fresh one."""
     temperature: float = Field(default=1.0, ge=0.0, le=5.0)
     """Of sampling in collection and RL; evaluation has its own."""
@@ -84,7 +92,7 @@ class PolicyConfig(Settings):
     """The vLLM server; it must see the run's folder."""
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
-    accelerate_config: str = ""
+    accelerate_config: PathSetting = ""
     """`fsdp`: shard the weights over the processes, for a model that does not fit on one GPU (sampler vllm only). Or a
     file made by `accelerate config`, which may name several machines. Empty: this machine, the model in each process."""
     threads: int = Field(default=0, ge=0, le=1024)

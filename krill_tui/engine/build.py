@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,9 +37,12 @@ def build_source(config: KrillConfig) -> TaskSource:
         return HttpSource(url, env=env.name, protocol=env.protocol, max_steps=env.max_steps)
     if env.name == "webshop":
         return _build_shop(config)
-    data_dir = env.data_dir or os.environ.get("ALFWORLD_DATA", "")
     return open_source(
-        env.backend, data_dir=Path(data_dir) if data_dir else None, size=env.world_size, seed=config.seed
+        env.backend,
+        data_dir=Path(env.data_dir) if env.data_dir else None,
+        size=env.world_size,
+        seed=config.seed,
+        all_games=env.all_games,
     )
 
 

@@ -19,6 +19,7 @@ from krill_tui.engine.build import TaskPlan, build_program_policy, untrained_for
 from krill_tui.engine.context import RunContext
 from krill_tui.engine.reinforce import reinforce
 from krill_tui.engine.trainer import Trainer
+from krill_tui.envs.base import notices_of
 from krill_tui.errors import UsageError
 from krill_tui.events.schema import Stage
 from krill_tui.models.base import Policy
@@ -56,6 +57,8 @@ class Pipeline:
             "evaluate-sft": partial(self._evaluate, "sft"),
             "evaluate-rl": partial(self._evaluate, "rl"),
         }
+        for notice in notices_of(self.ctx.source) if stage != "distill" else ():
+            self.ctx.note_once(notice, "warning")
         if stage != "distill" and (warning := untrained_for(self.ctx.config)):
             self.ctx.note_once(warning, "warning")
         await stages[stage]()

@@ -76,6 +76,7 @@ def write_report(state: RunState, path: Path) -> None:
             f"- outcome: {state.outcome or 'running'}{': ' + state.message if state.message else ''}",
             f"- world: {env['name']}/{env['backend']}, up to {env['max_steps']} steps",
             f"- games: content hash {state.games or 'unknown'}",
+            *(f"- {markdown_text(notice)}" for notice in state.notices),
             f"- policy: {policy['kind']} {policy['model'] or 'krill-tiny'}, {choice}; teacher: {config['teacher']['kind']}",
             f"- preset {config['preset']}, seed {config['seed']}",
             f"- episodes: {state.episodes_done}, skills in the bank: {len(state.skills)}",

@@ -13,6 +13,7 @@ report.md
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def run_path(name: str) -> Path:
     Raises:
         UsageError: the name cannot be a folder's name.
     """
-    given = Path(name)
+    given = Path(os.path.expanduser(name))
     if (given / "events.jsonl").exists():
         return given
     if not _NAME.fullmatch(name):

@@ -21,6 +21,7 @@ from krill_tui.engine.report import write_report
 from krill_tui.engine.run_store import RunStore, run_path
 from krill_tui.engine.state import RunState
 from krill_tui.engine.tokens import TokenStore
+from krill_tui.envs.base import notices_of
 from krill_tui.errors import KrillError, UsageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
@@ -330,6 +331,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
             config=public_dict(config),
             code=version("krill-tui"),
             data=source.content_hash(),
+            notices=notices_of(source),
             resumed=resumed,
         )
     )

@@ -110,6 +110,8 @@ class RunState:
     config: dict[str, Any] = field(default_factory=dict)
     games: str = ""
     """Content hash of the games, of the newest start."""
+    notices: tuple[str, ...] = ()
+    """What is known about those games: which are skipped, and why."""
     seq: int = 0
     time: float = 0.0
     outcome: str = ""
@@ -170,6 +172,7 @@ class RunState:
 
 def _run_started(state: RunState, event: ev.RunStarted) -> None:
     state.run, state.config, state.games = event.run, event.config, event.data
+    state.notices = event.notices
     state.outcome = state.message = ""
     state.paused = False
     state.live.clear()  # what was in flight when the run broke off is played again

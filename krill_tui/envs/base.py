@@ -62,6 +62,20 @@ class Expert(Protocol):
         ...
 
 
+@runtime_checkable
+class Noticing(Protocol):
+    """A source that has something to say about its games before they are played."""
+
+    def notices(self) -> Sequence[str]:
+        """What is left out and why, or played against the custom; one line each."""
+        ...
+
+
+def notices_of(source: object) -> tuple[str, ...]:
+    """The notices of a source; none where it has nothing to say."""
+    return tuple(source.notices()) if isinstance(source, Noticing) else ()
+
+
 class TaskSource(Protocol):
     """A set of games of one environment and backend."""
 

@@ -49,6 +49,8 @@ class RunStarted(BaseEvent):
     """Version of Krill."""
     data: str = ""
     """Content hash of the games."""
+    notices: tuple[str, ...] = ()
+    """What is known about the games: which are skipped, and why."""
     resumed: bool = False
     schema_version: int = SCHEMA_VERSION
 

@@ -205,14 +205,14 @@ class TextworldSource(GamesSource):
 
     backend = "textworld"
 
-    def __init__(self, data_dir: Path, processes: int = 0) -> None:
+    def __init__(self, data_dir: Path, processes: int = 0, *, all_games: bool = False) -> None:
         for package in ("textworld", "alfworld"):
             if importlib.util.find_spec(package) is None:
                 raise UsageError(
                     f"the textworld backend needs the package {package}, which is not installed",
                     hint="pip install 'krill-tui[alfworld]', or --backend games plays the same files",
                 )
-        super().__init__(data_dir)
+        super().__init__(data_dir, all_games=all_games)
         self.pool = ProcessPool(processes or os.cpu_count() or 1)
         self._numbers = count()
 

@@ -14,13 +14,13 @@ from krill_tui.envs.alfworld import text, worlds
 from krill_tui.envs.alfworld.engine import AlfworldGame
 from krill_tui.envs.alfworld.expert import AlfworldExpert, ExpertHints
 from krill_tui.envs.alfworld.game import GameData
+from krill_tui.envs.alfworld.listing import GAME_FILE, Listing, category_of, list_games
 from krill_tui.envs.alfworld.problem import load_game
 from krill_tui.envs.alfworld.worlds import SPLITS, WorldSize
 from krill_tui.envs.base import Environment, StepResult
 from krill_tui.errors import DataError, UsageError
 from krill_tui.trajectory import Task
 
-GAME_FILE = "game.tw-pddl"
 DATA_FOLDER = "json_2.1.1"
 _STRIDE = 1_000_000
 """Worlds between the orders of two seeds."""
@@ -106,23 +106,26 @@ class GamesSource:
     env = "alfworld"
     backend = "games"
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, all_games: bool = False) -> None:
+        """`all_games` also plays what the genuine environment skips (see `listing`).
+
+        Raises:
+            UsageError: there is no such folder, or no game in it that is played.
+        """
         root = data_dir / DATA_FOLDER
         self.root = root if root.is_dir() else data_dir
         if not self.root.is_dir():
             raise UsageError(
                 f"there is no folder {data_dir}", hint="set ALFWORLD_DATA, or pass --game with a game file"
             )
-        self._games = {
-            folder.name: sorted(str(path.relative_to(self.root)) for path in folder.glob(f"*/*/{GAME_FILE}"))
-            for folder in sorted(self.root.iterdir())
-            if folder.is_dir()
-        }
-        self._games = {split: games for split, games in self._games.items() if games}
+        self.listing = list_games(self.root, all_games=all_games)
+        self._games = self.listing.games
         if not self._games:
+            skipped = sum(map(len, self.listing.skipped.values()))
             raise UsageError(
-                f"there are no game files below {self.root}",
-                hint=f"ALFWORLD_DATA must hold {DATA_FOLDER}/<split>/*/*/{GAME_FILE}",
+                f"there are no game files below {self.root}"
+                + (f" that are played: {'; '.join(self.listing.notices())}" if skipped else ""),
+                hint=None if skipped else f"ALFWORLD_DATA must hold {DATA_FOLDER}/<split>/*/*/{GAME_FILE}",
             )
 
     @classmethod
@@ -137,22 +140,31 @@ class GamesSource:
             raise UsageError(f"there is no game {game}", hint=f"pass a {GAME_FILE} or its folder")
         source = cls.__new__(cls)
         source.root = game.parent
-        source._games = {"game": [game.name]}
+        source.listing = Listing(games={"game": [game.name]})
+        source._games = source.listing.games
         return source
+
+    def notices(self) -> list[str]:
+        return self.listing.notices()
 
     def splits(self) -> dict[str, int]:
         return {split: len(games) for split, games in self._games.items()}
 
     def tasks(self, split: str, count: int, *, seed: int = 0) -> Sequence[Task]:
         if split not in self._games:
-            raise UsageError(f"there is no split '{split}'", hint=f"found: {', '.join(self._games)}")
+            skipped = self.listing.skipped.get(split)
+            problem = (
+                f"all {len(skipped)} game files of split '{split}' are skipped"
+                if skipped
+                else f"there is no split '{split}'"
+            )
+            raise UsageError(problem, hint=f"found: {', '.join(self._games)}")
         order = list(self._games[split])
         Random(f"games/{split}/{seed}").shuffle(order)
         return [self._task(split, game) for game in order[:count]]
 
     def _task(self, split: str, game: str) -> Task:
-        folder = next((part for part in reversed(Path(game).parts) if _category(part)), "")
-        return Task(id=game, env=self.env, split=split, category=_category(folder), ref=game)
+        return Task(id=game, env=self.env, split=split, category=category_of(Path(game).parts), ref=game)
 
     def path_of(self, task: Task) -> Path:
         """The file of a task.
@@ -186,12 +198,19 @@ def _load(path: Path, _modified: int) -> GameData:
     return load_game(path)
 
 
-def _category(folder: str) -> str:
-    return text.CATEGORY_OF_TYPE.get(folder.partition("-")[0], "")
+def alfworld_data() -> Path | None:
+    """The folder that `$ALFWORLD_DATA` names; None where it is not set."""
+    folder = os.environ.get("ALFWORLD_DATA")
+    return Path(os.path.expanduser(folder)) if folder else None
 
 
 def open_source(
-    backend: str, *, data_dir: Path | None = None, size: WorldSize = "small", seed: int = 0
+    backend: str,
+    *,
+    data_dir: Path | None = None,
+    size: WorldSize = "small",
+    seed: int = 0,
+    all_games: bool = False,
 ) -> BuiltinSource | GamesSource:
     """The source of a backend; `games` and `textworld` look in `data_dir`, else in $ALFWORLD_DATA.
 
@@ -204,7 +223,7 @@ def open_source(
         raise UsageError(
             f"there is no ALFWorld backend '{backend}'", hint="choose builtin, games or textworld"
         )
-    folder = data_dir or (Path(os.environ["ALFWORLD_DATA"]) if os.environ.get("ALFWORLD_DATA") else None)
+    folder = data_dir or alfworld_data()
     if folder is None:
         raise UsageError(
             f"the {backend} backend needs games", hint="set ALFWORLD_DATA, or pass --game with a game file"
@@ -212,5 +231,5 @@ def open_source(
     if backend == "textworld":
         from krill_tui.envs.alfworld.genuine import TextworldSource
 
-        return TextworldSource(folder)
-    return GamesSource(folder)
+        return TextworldSource(folder, all_games=all_games)
+    return GamesSource(folder, all_games=all_games)

@@ -144,6 +144,23 @@ class WebshopSource:
             return dict.fromkeys(SPLITS, -1)
         return {split: len(numbers) for split, numbers in self._numbers.items()}
 
+    def notices(self) -> list[str]:
+        """Which products and goals of product files are not played."""
+        if self._files is None:
+            return []
+        told: list[str] = []
+        products = self._files.products
+        asked = {goal.asin for goal in self._goals}
+        if silent := len(products) - len(asked):
+            told.append(
+                f"{silent} of {len(products)} products come without an instruction: nobody asks for them"
+            )
+        if not self.genuine and (unmet := len(self._goals) - sum(map(len, self._numbers.values()))):
+            told.append(
+                f"{unmet} of {len(self._goals)} goals cannot be met and are left out; env.genuine=true keeps them"
+            )
+        return told
+
     def tasks(self, split: str, count: int, *, seed: int = 0) -> Sequence[Task]:
         if split not in self.splits():
             raise UsageError(f"there is no split '{split}'", hint=f"choose one of {', '.join(self.splits())}")
