@@ -8,6 +8,9 @@ from pathlib import Path
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_CANCELLED = 130
+"""By Ctrl-C or SIGTERM; as a shell says it of SIGINT."""
+EXIT_BROKEN_PIPE = 141
+"""Nobody reads the output any more; as a shell says it of SIGPIPE."""
 
 
 class KrillError(Exception):
@@ -50,12 +53,13 @@ class StorageError(KrillError):
 
     def __init__(self, path: Path | str, error: OSError, *, action: str = "written") -> None:
         reason = (error.strerror or str(error)).lower()
-        super().__init__(f"{path}: cannot be {action}: {reason}", hint=_STORAGE_HINTS.get(error.errno or 0))
+        super().__init__(f"{path}: cannot be {action}: {reason}", hint=STORAGE_HINTS.get(error.errno or 0))
 
 
-_STORAGE_HINTS = {
+STORAGE_HINTS = {
     errno.ENOSPC: "free some space; nothing that was finished is lost, and the same command goes on",
     errno.EDQUOT: "free some space; nothing that was finished is lost, and the same command goes on",
+    errno.EFBIG: "the limit for the size of a file is reached",
     errno.EROFS: "the file system is read-only",
     errno.EMFILE: "too many files are open: lower env.concurrency, or raise `ulimit -n`",
     errno.ENFILE: "too many files are open: lower env.concurrency, or raise `ulimit -n`",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -21,7 +24,8 @@ from krill_tui.engine.state import LogLine, PhaseView, RunState
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import JournalFollower
-from krill_tui.io.text import clean_text
+from krill_tui.io.streams import say
+from krill_tui.io.text import ascii_json, one_line, plain_line
 
 if TYPE_CHECKING:
     from krill_tui.engine.session import Session
@@ -33,6 +37,9 @@ _SHOWN = frozenset({"note", "warning", "error", "evolved", "validated"})
 _STYLES = {"warning": "yellow", "error": "red", "evolved": "cyan", "validated": "bold"}
 _SAID_ELSEWHERE = (ev.CheckpointSaved, ev.Evaluated, ev.RunFinished)
 """Events whose line would repeat a phase's summary or the result."""
+_NARROWEST, _LOWEST = 40, 10
+"""Columns and lines that tables and bars are made for at least: a smaller terminal wraps them."""
+_REDRAW_SECONDS = 0.1
 _POLL_SECONDS = 0.25
 _QUIET_SECONDS = 2.0
 """Without an event, after which it is looked whether anybody writes."""
@@ -61,7 +68,7 @@ class JsonView:
         self._stream = stream
 
     def show(self, event: ev.Event) -> None:
-        self._stream.write(event.model_dump_json() + "\n")
+        self._stream.write(ascii_json(event.model_dump_json()) + "\n")
         self._stream.flush()
 
     def close(self) -> None:
@@ -120,8 +127,10 @@ class BarView:
             TextColumn("{task.fields[left]}", markup=False),
             TextColumn("{task.fields[detail]}", markup=False),
             console=console,
+            auto_refresh=False,  # a thread of Rich's would print its own traceback when the terminal goes away
         )
         self._bar: TaskID | None = None
+        self._drawn = 0.0
         self._progress.start()
 
     def show(self, event: ev.Event) -> None:
@@ -138,6 +147,9 @@ class BarView:
             line = log_line(self._state, event)
             if line:
                 print_line(self._progress.console, line.text, _STYLES.get(line.kind, ""))
+        if time.monotonic() - self._drawn >= _REDRAW_SECONDS:
+            self._progress.refresh()
+            self._drawn = time.monotonic()
 
     def close(self) -> None:
         self._progress.stop()
@@ -147,7 +159,11 @@ class BarView:
             return
         left = duration(phase.seconds) if phase.finished else f"{duration(phase.seconds_left)} left"
         self._progress.update(
-            self._bar, completed=phase.done, total=phase.total, left=left, detail=clean_text(phase.detail, 60)
+            self._bar,
+            completed=phase.done,
+            total=phase.total,
+            left=left,
+            detail=one_line(phase.detail, limit=60),
         )
 
 
@@ -161,14 +177,58 @@ def make_view(display: str, state: RunState, stream: TextIO | None = None) -> Vi
     return BarView(console, state) if console.is_terminal else LineView(console, state)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Rich would exit the process here."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def make_console(stream: TextIO | None = None) -> Console:
-    return Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+    """A console for text from anywhere: no markup, no highlighting, and never too narrow for a table."""
+    console = _Console(file=stream or sys.stdout, highlight=False, markup=False, emoji=False)
+    console.width = max(console.width, _NARROWEST)
+    console.height = max(console.height, _LOWEST)
+    return console
+
+
+class Guarded:
+    """A view that may fail: that is said once on standard error, and the run goes on without it."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.error: BaseException | None = None
+
+    def show(self, event: ev.Event) -> None:
+        if self.error is None:
+            self._try(lambda: self._view.show(event))
+
+    def close(self) -> None:
+        self._try(self._view.close)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # what Rich or a stream raises, SystemExit included
+            if self.error is None:
+                self.error = error
+                say(f"krill: {_failure_words(error)}; the run goes on without showing it")
+
+
+def _failure_words(error: BaseException) -> str:
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads the output any more"
+    if isinstance(error, OSError):
+        return f"the output cannot be written: {(error.strerror or str(error)).lower()}"
+    return f"the display failed: {one_line(f'{type(error).__name__}: {error}')}"
 
 
 async def run_session(session: Session, phases: Sequence[str], view: View, *, resume: bool = False) -> str:
     """Work through `phases`; returns `completed`, `cancelled` or `failed`. `resume` as in `Session.launch`.
 
-    The first SIGINT or SIGTERM asks the engine to save and stop, a second one changes nothing.
+    The first SIGINT or SIGTERM asks the engine to save and stop, a second one changes nothing. A `view` that may fail
+    should be `Guarded`.
     """
     loop = asyncio.get_running_loop()
     stopping: asyncio.Task[None] | None = None
@@ -176,9 +236,7 @@ async def run_session(session: Session, phases: Sequence[str], view: View, *, re
     def stop() -> None:
         nonlocal stopping
         if stopping is None:
-            print(
-                "krill: stopping; what is finished is kept, the same --run goes on with it", file=sys.stderr
-            )
+            say("krill: stopping; what is finished is kept, the same --run goes on with it")
             stopping = loop.create_task(session.cancel())
 
     unsubscribe = session.bus.subscribe(view.show)
@@ -252,7 +310,7 @@ def results_table(state: RunState) -> Table:
         table.add_column(heading, justify="right")
     for title, evaluated in result_rows(state):
         steps = f"{evaluated.mean_steps:.1f}" if evaluated.mean_steps else "-"
-        table.add_row(title, clean_text(evaluated.split, 40), *_rate_cells(evaluated.overall), steps)
+        table.add_row(title, one_line(evaluated.split, limit=40), *_rate_cells(evaluated.overall), steps)
     return table
 
 
@@ -262,15 +320,14 @@ def categories_table(evaluated: ev.Evaluated) -> Table:
     for heading in ("success", "95 % interval", "episodes"):
         table.add_column(heading, justify="right")
     for category, rate in evaluated.categories.items():
-        table.add_row(Text(clean_text(category, 40)), *_rate_cells(rate))
+        table.add_row(Text(one_line(category, limit=40)), *_rate_cells(rate))
     table.add_row("all", *_rate_cells(evaluated.overall))
     return table
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """One line of text that may come from anywhere: no markup, no control characters, no wrapping."""
-    printable = "".join(c for c in " ".join(text.splitlines()).replace("\t", " ") if c.isprintable())
-    console.print(Text(printable, style=style), soft_wrap=True)
+    console.print(Text(plain_line(text), style=style), soft_wrap=True)
 
 
 def duration(seconds: float | None) -> str:

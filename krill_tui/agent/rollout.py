@@ -15,8 +15,9 @@ from krill_tui.agent.actions import citations, parse_reply
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_turn
 from krill_tui.envs.base import Environment, FreeActions, StepResult
-from krill_tui.errors import KrillError, WorkerDiedError
+from krill_tui.errors import StorageError, WorkerDiedError
 from krill_tui.events import schema as ev
+from krill_tui.io.explain import explained
 from krill_tui.models.base import ActReply, ActRequest, Message, Policy, Sampling
 from krill_tui.skill import Skill
 from krill_tui.trajectory import EpisodeTokens, Step, StopReason, Task, TokenCounts, Trajectory
@@ -124,18 +125,18 @@ async def run_episode(
 ) -> Rollout:
     """Play one episode to its end.
 
-    Only cancellation and the death of the model worker escape: the first is somebody's wish, the second is mended
-    by playing the episode again.
+    Only cancellation, the death of the model worker and a disk that takes no more escape: the first is somebody's
+    wish, after the others the episode is played again.
     """
     episode = _Episode(task=spec.task)
     await policy.start(spec.id)
     try:
         stop = await _play(spec, episode, open_env, policy, options, emit, select, gate or Gate())
-    except WorkerDiedError:
+    except (WorkerDiedError, StorageError):
         raise
     except Exception as error:  # the boundary: whatever broke ends this episode alone
         stop = StopReason.ERROR
-        episode.error = str(error) if isinstance(error, KrillError) else f"{type(error).__name__}: {error}"
+        episode.error = str(explained(error))
     finally:
         await policy.finish(spec.id)
     return _record(spec, episode, policy, stop)

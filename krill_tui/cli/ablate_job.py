@@ -17,7 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from krill_tui.errors import EXIT_FAILURE, KrillError, RunLockedError
+from krill_tui.errors import RunLockedError
+from krill_tui.io.explain import explained
+from krill_tui.io.secrets import masked
+from krill_tui.io.streams import finish_streams, prepare_streams, say
+from krill_tui.io.text import one_line
 
 RESULT_FILE = "ablation.json"
 _LOCKED_SECONDS = 60.0
@@ -45,7 +49,7 @@ async def _work(order: dict[str, Any]) -> int:
             stopping.append(loop.create_task(session.cancel()))
 
         threading.Thread(target=_wait_for_the_end, args=(loop, stop), daemon=True).start()
-        view = headless.LineView(headless.make_console(), session.state, every=25)
+        view = headless.Guarded(headless.LineView(headless.make_console(), session.state, every=25))
         outcome = await headless.run_session(session, order["stages"], view, resume=True)
         if outcome != "completed":
             if session.error:
@@ -92,13 +96,15 @@ def _wait_for_the_end(loop: asyncio.AbstractEventLoop, stop: Any) -> None:
 def main() -> int:
     try:
         return asyncio.run(_work(json.loads(sys.stdin.buffer.readline())))
-    except KrillError as error:
-        print(str(error), file=sys.stderr)
-        return error.exit_code or EXIT_FAILURE
+    except Exception as error:  # the boundary of this process: its last line is what the table's process says
+        told = explained(error)
+        say(one_line(masked(str(told)), limit=2000))
+        return told.exit_code
 
 
 if __name__ == "__main__":
+    prepare_streams()
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     code = main()
-    sys.stdout.flush()
+    finish_streams()
     os._exit(code)  # a thread may still wait for input

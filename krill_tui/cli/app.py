@@ -9,9 +9,7 @@ import contextlib
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -20,9 +18,11 @@ from typer.main import get_command
 from krill_tui import paths
 from krill_tui.cli import ablate, doctor, facts, play, runs, serve, work
 from krill_tui.cli.options import with_options
-from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE, KrillError
-
-EXIT_BROKEN_PIPE = 141
+from krill_tui.errors import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE
+from krill_tui.io.explain import explained, leaves, needs_log, was_stopped, write_crash_log
+from krill_tui.io.secrets import masked
+from krill_tui.io.streams import finish_streams, say
+from krill_tui.io.text import one_line
 
 app = typer.Typer(
     name="krill",
@@ -51,53 +51,45 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = get_command(app).main(args=list(arguments), prog_name="krill", standalone_mode=False)
         sys.stdout.flush()
-    except KrillError as error:
-        return _fail(str(error), error.exit_code)
+        return code if isinstance(code, int) else 0
     except TyperException as error:
         message = error.format_message().replace("Value error, ", "")  # a validator's own prefix
         return _fail(f"{message} (see: {_help_command(error)})", EXIT_USAGE)
-    except (KeyboardInterrupt, Abort):
+    except Abort:
         return EXIT_CANCELLED
-    except BrokenPipeError:
-        _discard_output()
+    except SystemExit as error:  # of a library: click turns a closed pipe into one
+        if isinstance(error.__context__, BrokenPipeError):
+            return EXIT_BROKEN_PIPE
+        return error.code if isinstance(error.code, int) else EXIT_FAILURE
+    except BaseException as error:  # the boundary: a traceback is for the log, not for the person
+        return _failed(error)
+    finally:
+        finish_streams()
+
+
+def _failed(error: BaseException) -> int:
+    if was_stopped(error):
+        return EXIT_CANCELLED
+    if any(isinstance(leaf, BrokenPipeError) for leaf in leaves(error)):
         return EXIT_BROKEN_PIPE
-    except Exception as error:  # the boundary: a traceback is for the log, not for the person
-        return _crashed(error)
-    return code if isinstance(code, int) else 0
+    told = explained(error)
+    if not needs_log(error):
+        return _fail(str(told), told.exit_code)
+    return _fail(f"{told} ({_write_crash_log(error)})", told.exit_code)
 
 
 def _fail(message: str, code: int) -> int:
-    line = "".join(c for c in " ".join(message.split()) if c.isprintable())
-    with contextlib.suppress(BrokenPipeError):
-        print(f"krill: {line}", file=sys.stderr)
+    say(f"krill: {one_line(masked(message), limit=2000)}")
     return code
 
 
-def _crashed(error: Exception) -> int:
-    report = "".join(traceback.format_exception(error))
-    where = _write_crash_log(report)
-    kind = type(error).__name__
-    return _fail(f"something went wrong inside Krill: {kind}: {error} (details: {where})", EXIT_FAILURE)
-
-
-def _write_crash_log(report: str) -> Path | str:
+def _write_crash_log(error: BaseException) -> str:
     folder = paths.runs_dir()
-    path = folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(report, encoding="utf-8")
-    except OSError as error:
-        return f"could not be written: {error.strerror}"
-    return path
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return write_crash_log(folder / f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log", error)
 
 
 def _help_command(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     return f"{context.command_path if context else 'krill'} --help"
-
-
-def _discard_output() -> None:
-    """Keep the interpreter from complaining once more when it flushes on exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    os.close(devnull)

@@ -14,7 +14,8 @@ import typer
 
 from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
-from krill_tui.errors import DataError, UsageError
+from krill_tui.errors import EXIT_BROKEN_PIPE, DataError, UsageError
+from krill_tui.io.streams import say
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -195,7 +196,7 @@ def _start(
         "trajectories": _input_file(trajectories, known, "krill collect makes one"),
     }
     display = _choose_display(options.display, json_result)
-    print(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}", file=sys.stderr)
+    say(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}")
     raise typer.Exit(asyncio.run(_work(name, config, inputs, phases, display, finish, json_result)))
 
 
@@ -213,6 +214,7 @@ async def _work(
 
     # How somebody measures a run is nothing it should be trained with when it goes on.
     session = await Session.open(name, config, **inputs, keep_config=list(phases) == ["evaluate"])
+    unread = False
     try:
         if display is Display.APP:
             from krill_tui.tui.app import KrillApp
@@ -222,13 +224,15 @@ async def _work(
             outcome = "failed" if app.return_code else session.state.outcome or "cancelled"
         else:
             view = headless.make_view(display, session.state, sys.stderr if json_result else None)
-            outcome = await headless.run_session(session, phases, view)
+            shown = headless.Guarded(view)
+            outcome = await headless.run_session(session, phases, shown)
+            unread = isinstance(shown.error, BrokenPipeError)
         if outcome == "completed":
             # With --display json, standard output holds events and nothing else.
             aside = display is Display.JSON and not json_result
             with contextlib.redirect_stdout(sys.stderr) if aside else contextlib.nullcontext():
                 finish(session)
-            return 0
+            return EXIT_BROKEN_PIPE if unread else 0
         if session.error is not None:
             raise session.error
         return headless.EXIT_CODES[outcome]
@@ -278,7 +282,7 @@ def _newest_cold_start() -> Path | None:
             existing_run(name).glob("checkpoints/sft-*/manifest.json"), key=lambda p: p.stat().st_mtime
         )
         if found:
-            print(f"starting from {found[-1].parent}", file=sys.stderr)
+            say(f"starting from {found[-1].parent}")
             return found[-1].parent
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from krill_tui.errors import KrillError, UsageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
 from krill_tui.events.journal import Journal
+from krill_tui.io.explain import explained, needs_log, write_crash_log
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
 from krill_tui.skills.retrieval import Retriever
@@ -185,17 +185,24 @@ class Session:
         except asyncio.CancelledError:
             outcome, message = "cancelled", f"during {self.running}"
             self._pipeline.trainer.stale()
-        except KrillError as error:
-            outcome, message, self.error = "failed", str(error), error
         except Exception as error:  # the boundary of a launch: the run says it and stays usable
-            outcome, message = "failed", f"{type(error).__name__}: {error}"
-            self.error = KrillError(message, hint=f"details in {self._write_crash()}")
+            outcome, self.error = "failed", self._explained(error)
+            message = str(self.error)
         finally:
             self.running = None
-        self._ctx.bank.flush()
-        self._ctx.emit(ev.RunFinished(outcome=outcome, message=message))
-        write_report(self._ctx.state, self.store.path / "report.md")
+        try:
+            self._ctx.bank.flush()
+            self._ctx.emit(ev.RunFinished(outcome=outcome, message=message))
+            write_report(self._ctx.state, self.store.path / "report.md")
+        except KrillError as error:  # the disk is full, or the folder gone: what broke first says why
+            outcome, self.error = "failed", self.error or error
         return outcome
+
+    def _explained(self, error: Exception) -> KrillError:
+        told = explained(error)
+        if needs_log(error):
+            told = KrillError(str(told), hint=write_crash_log(self.store.path / "crash.log", error))
+        return told
 
     async def _run_stage(self, stage: str) -> None:
         for attempt in range(WORKER_RESTARTS + 1):
@@ -230,11 +237,6 @@ class Session:
                 return (
                     "eval" if stage == "evaluate" else stage.removeprefix("evaluate-")
                 ) in state.evaluations
-
-    def _write_crash(self) -> Path:
-        path = self.store.path / "crash.log"
-        path.write_text(traceback.format_exc(), encoding="utf-8")
-        return path
 
     # Curation by hand
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from krill_tui.events.journal import Journal
-from krill_tui.events.schema import BaseEvent, Event
+from krill_tui.events.schema import BaseEvent, Event, Noted
+from krill_tui.io.text import one_line
 
 E = TypeVar("E", bound=BaseEvent)
 Listener = Callable[[Event], None]
@@ -17,7 +19,8 @@ class EventBus:
     """One per run, used from the engine's event loop only.
 
     The journal comes first: what a listener sees is already written. A listener must be quick and must not
-    raise; one that does is dropped and named in `broken`.
+    raise; one that does is dropped and named in `broken`, and the others are told by an event. Only what stops the
+    engine itself passes through.
     """
 
     def __init__(self, journal: Journal | None = None, *, clock: Callable[[], float] = time.time) -> None:
@@ -39,14 +42,25 @@ class EventBus:
 
     def emit(self, event: E) -> E:
         """Number, time, write and hand out one event; returns it as it was written."""
-        self._seq += 1
-        stamped = event.model_copy(update={"seq": self._seq, "time": self._clock()})
+        stamped = event.model_copy(update={"seq": self._seq + 1, "time": self._clock()})
         if self._journal:
             self._journal.append(stamped)
+        self._seq += 1
+        broken: list[str] = []
         for listener in tuple(self._listeners):
             try:
                 listener(stamped)  # pyright: ignore[reportArgumentType]
-            except Exception as error:  # a broken view must not break the run
-                self._listeners.remove(listener)
-                self.broken.append(f"{type(error).__name__}: {error}")
+            except (KeyboardInterrupt, GeneratorExit, asyncio.CancelledError):
+                raise
+            except (
+                BaseException
+            ) as error:  # a broken view must not break the run, not even one that wants to exit
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+                broken.append(f"{type(error).__name__}: {error}")
+        self.broken += broken
+        for message in broken:
+            self.emit(
+                Noted(level="warning", message=f"a view failed and shows no more ({one_line(message)})")
+            )
         return stamped

@@ -18,13 +18,13 @@ from krill_tui.io.text import storable
 def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
     """Replace a file of ours by `text` so that a crash or a power cut leaves the old or the new content.
 
-    Known secrets are masked. For a target that a person chose there is `write_output`.
+    Known secrets are masked. The folder must be there: one that was deleted while Krill worked is not made again. For
+    a target that a person chose there is `write_output`.
 
     Raises:
         StorageError: the file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -87,6 +87,10 @@ def write_output(path: Path, text: str) -> None:
     target = _target(path)
     found = target.stat() if target.exists() else None
     if found is None or stat.S_ISREG(found.st_mode):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(path, error) from None
         write_atomically(target, text, mode=stat.S_IMODE(found.st_mode) if found else 0o666 & ~_umask())
         return
     try:

@@ -6,8 +6,12 @@ terminal or a report.
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
 # Controls, line and paragraph separators, lone surrogates, bidi embeddings, overrides and isolates, zero-width
 # blanks, and the invisible tags of U+E0000 that can hide a sentence. Joiners stay: emoji and scripts need them.
@@ -21,6 +25,7 @@ _ESCAPE = re.compile(
     r"|\x1b[ -/]*[0-~]"  # two-byte escapes
     r"|\x9b[0-?]*[ -/]*[@-~]"  # CSI as one C1 byte
 )
+_NOT_ASCII = re.compile("[^\x00-\x7e]")
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 """Controls, format characters (zero width, bidi overrides, tags), lone surrogates, private and unassigned ones."""
@@ -59,6 +64,38 @@ def plain(text: str, *, limit: int = 200_000) -> str:
 def one_line(text: str, *, limit: int = 400) -> str:
     """`plain` text on a single line, runs of blanks made one."""
     return _shortened(" ".join(plain(text[: limit * 8]).split()), limit)
+
+
+def plain_line(text: str) -> str:
+    """`plain` text whose line ends are blanks; unlike `one_line` it keeps columns that blanks align."""
+    return plain(text).replace("\n", " ").rstrip()
+
+
+def ascii_json(json_text: str) -> str:
+    """JSON with every character that is not printable ASCII escaped: the same value in any encoding and terminal."""
+    return (
+        json_text if json_text.isascii() and "\x7f" not in json_text else _NOT_ASCII.sub(_escaped, json_text)
+    )
+
+
+def json_line(value: Any, indent: int | None = None) -> str:
+    """`value` as `ascii_json`; numbers that JSON has not, infinities and NaN, are null."""
+    try:
+        return ascii_json(json.dumps(value, indent=indent, allow_nan=False))
+    except ValueError:
+        return ascii_json(json.dumps(_finite(value), indent=indent, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1] if match[0] != "\x7f" else "\\u007f"
 
 
 def markdown_text(text: str) -> str:
