@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from krill_tui.agent.collect import run_episodes
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions, conversation, run_episode
+from krill_tui.envs.base import StepResult
 from krill_tui.errors import WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.models.base import ActReply, ActRequest, Sampling
@@ -173,3 +175,82 @@ async def test_a_paused_gate_holds_every_turn_and_a_step_lets_one_through():
     assert stepped.empty()
     gate.resume()
     assert (await playing).trajectory.success
+
+
+class _Hostile(Corridor):
+    """Says `said` and gives `reward` at every step, without end."""
+
+    def __init__(self, said: StepResult, category: str = "Pick") -> None:
+        super().__init__(task())
+        self.task = self.task.model_copy(update={"category": category, "description": "open\ud800 it" * 3000})
+        self._said = said
+
+    async def reset(self) -> StepResult:
+        return replace(self._said, reward=0.0)
+
+    async def step(self, action: str) -> StepResult:
+        return self._said
+
+
+class _Endpoint(Talker):
+    """A policy without tokens."""
+
+    async def act(self, request: ActRequest) -> ActReply:
+        return ActReply((await super().act(request)).text)
+
+
+@pytest.mark.parametrize("reward", [1e308, -1e308, float("inf"), float("nan"), 1e7])
+async def test_a_reward_that_is_no_sensible_number_ends_the_episode_as_an_error(reward: float):
+    trajectory = (await play(Talker(WIN), env=_Hostile(StepResult("o", reward=reward)))).trajectory
+    assert trajectory.stop_reason is StopReason.ERROR
+    assert "reward" in (trajectory.error or "")
+    assert trajectory.total_reward == 0.0
+
+
+async def test_what_a_world_says_is_storable_and_bounded():
+    actions = tuple(f"{n} {'x' * 100}\udfff" for n in range(100_000))
+    said = StepResult("\ud800" + "o" * 4_000_000 + "end", (*actions[:5], "y" * 5000, *actions[5:]))
+    events: list[ev.BaseEvent] = []
+    world = _Hostile(said, category="Pick\x1b]0;title\x07\n| \u202e" + "x" * 1000)
+    trajectory = (await play(Talker(WIN), env=world, max_steps=3, events=events)).trajectory
+    text = trajectory.model_dump_json()
+    assert len(text) < 3 * 2 * 40_000 + 50_000
+    assert len("".join(event.model_dump_json() for event in events)) < 400_000
+    step = trajectory.steps[0]
+    assert "characters cut" in step.observation
+    assert "more actions were possible" in step.observation
+    assert 0 < len(step.admissible) < 1000
+    assert len(trajectory.task) == 2000
+    assert "\x1b" not in trajectory.category and "\n" not in trajectory.category
+    assert len(trajectory.category) <= 60
+
+
+async def test_a_reply_of_any_length_and_with_lone_surrogates_is_written_down_and_its_action_counts():
+    reply = "<think>\ud800" + "hm " * 1_000_000 + "</think><action>open door 1</action>"
+    policy = _Endpoint([reply])
+    seen: list[ActRequest] = []
+    act = policy.act
+
+    async def watched(request: ActRequest) -> ActReply:
+        seen.append(request)
+        return await act(request)
+
+    policy.act = watched
+    trajectory = (await play(policy, max_steps=2)).trajectory
+    trajectory.model_dump_json()
+    assert trajectory.steps[0].action == "open door 1"
+    assert "characters cut" in trajectory.steps[0].text
+    assert len(trajectory.steps[0].text) < 33_000
+    assert len(seen[1].messages[2]["content"]) < 33_000
+
+
+async def test_the_words_of_what_broke_are_one_storable_line():
+    class Broken(Corridor):
+        async def step(self, action: str) -> StepResult:
+            raise ValueError("bad\ud800\n" + "x" * 100_000)
+
+    trajectory = (await play(Talker(WIN), env=Broken(task()))).trajectory
+    assert trajectory.error is not None
+    assert trajectory.error.startswith("ValueError: bad")
+    assert len(trajectory.error) <= 2000
+    trajectory.model_dump_json()

@@ -11,13 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from krill_tui.agent.actions import citations, parse_reply
+from krill_tui.agent.actions import citations, kept_reply, parse_reply
 from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_turn
 from krill_tui.envs.base import Environment, FreeActions, StepResult
+from krill_tui.envs.limits import admitted, admitted_task
 from krill_tui.errors import StorageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.io.explain import explained
+from krill_tui.io.text import clean_text
 from krill_tui.models.base import ActReply, ActRequest, Message, Policy, Sampling
 from krill_tui.skill import Skill
 from krill_tui.trajectory import EpisodeTokens, Step, StopReason, Task, TokenCounts, Trajectory
@@ -136,7 +138,7 @@ async def run_episode(
         raise
     except Exception as error:  # the boundary: whatever broke ends this episode alone
         stop = StopReason.ERROR
-        episode.error = str(explained(error))
+        episode.error = clean_text(str(explained(error)))
     finally:
         await policy.finish(spec.id)
     return _record(spec, episode, policy, stop)
@@ -154,13 +156,13 @@ async def _play(
 ) -> StopReason:
     env = open_env(spec.task)
     try:
-        result = await env.reset()
-        episode.last, episode.task = result, env.task
+        result = admitted(await env.reset())
+        episode.last, episode.task = result, admitted_task(env.task)
         if select and spec.with_skills:
-            episode.skills, episode.bank_version = await select(env.task)
-        messages = first_messages(env.task.env, episode.skills, result, env.task, options.prompt)
+            episode.skills, episode.bank_version = await select(episode.task)
+        messages = first_messages(env.task.env, episode.skills, result, episode.task, options.prompt)
         episode.system = messages[0]["content"]
-        emit(_started(spec, episode, env.task, policy, options.max_steps))
+        emit(_started(spec, episode, episode.task, policy, options.max_steps))
         for index in range(options.max_steps):
             await gate.wait()
             step, reply = await _turn(
@@ -171,7 +173,7 @@ async def _play(
             episode.log.add(reply)
             episode.prompt_tokens += reply.prompt_tokens
             episode.policy_tokens += reply.completion_tokens
-            after = await env.step(step.action)
+            after = admitted(await env.step(step.action))
             step = step.model_copy(update={"reward": after.reward})
             episode.steps.append(step)
             episode.reward += after.reward
@@ -179,9 +181,11 @@ async def _play(
             emit(ev.EpisodeStepped(episode=spec.id, step=step))
             if after.done:
                 return StopReason.SUCCESS if after.won else StopReason.FAILURE
-            messages.append({"role": "assistant", "content": reply.text})
+            # A policy with tokens knows its turn by its exact text, which its token limit bounds.
+            said = reply.text if reply.ids else step.text
+            messages.append({"role": "assistant", "content": said})
             messages.append(
-                {"role": "user", "content": render_turn(after, env.task, options.prompt, first=False)}
+                {"role": "user", "content": render_turn(after, episode.task, options.prompt, first=False)}
             )
         return StopReason.STEP_LIMIT
     finally:
@@ -210,14 +214,15 @@ async def _turn(
             skills=skills,
         )
     )
-    parsed = parse_reply(reply.text)
+    text = kept_reply(reply.text)
+    parsed = parse_reply(text)
     step = Step(
         index=index,
         observation=result.observation,
         admissible=tuple(result.admissible),
         thought=parsed.thought,
         action=parsed.action,
-        text=reply.text,
+        text=text,
         valid=_is_valid(env, result, parsed.action),
         latency=round(time.perf_counter() - began, 4),
     )

@@ -48,6 +48,14 @@ def clean_text(text: str, limit: int = 2000) -> str:
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
+def cut_middle(text: str, limit: int) -> str:
+    """`text` where it has at most `limit` characters; else its first and last half of `limit`, and how much is cut."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters cut …]\n{text[-half:]}"
+
+
 def plain(text: str, *, limit: int = 200_000) -> str:
     """`text` without escape sequences, control and invisible characters; line ends become `\\n`, tabs spaces.
 

@@ -23,7 +23,7 @@ from krill_tui.skills.teacher import DistillResult, EvolveResult, OnCall, Teache
 from krill_tui.skills.text import Location, parse_location
 from krill_tui.trajectory import StopReason, Trajectory
 
-_SEEN = re.compile(r"seen there (\d+) of (\d+) times")
+_SEEN = re.compile(r"seen there (\d{1,9}) of (\d{1,9}) times")
 _ALFWORLD = "alfworld"
 _WEBSHOP = "webshop"
 _PRIOR_GAMES = 8

@@ -185,7 +185,7 @@ def _stated(skill: Skill, category: str) -> str | None:
 
 def _holds(skill: Skill, tally: Tally, station: str) -> bool:
     """Whether the counts in a skill's own text and the new ones together still speak for its station."""
-    old = re.search(rf"\bat {re.escape(station)} in (\d+) of (\d+) games", skill.when_to_apply)
+    old = re.search(rf"\bat {re.escape(station)} in (\d{{1,9}}) of (\d{{1,9}}) games", skill.when_to_apply)
     possible, seen = tally.counts
     if old:
         possible, seen = possible + int(old[1]), seen + int(old[2])

@@ -10,7 +10,7 @@ from krill_tui.envs.webshop.reading import read_page, read_wish
 from krill_tui.envs.webshop.session import parse_action
 from krill_tui.trajectory import Trajectory
 
-_PAGE = re.compile(r"Page (\d+) \(Total results: ")
+_PAGE = re.compile(r"Page (\d{1,9}) \(Total results: ")
 _SUB_PAGES = frozenset(name.lower() for name in pages.SUB_PAGES)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 Render = Callable[["State", Env], str]
 RenderMany = Callable[["State", Env], list[str]]
 
-_BLOCK = re.compile(r'grammar\s*::\s*"""(.*?)"""\s*;', re.DOTALL)
-_ACTION = re.compile(r'action\s+([\w/-]+)\s*\{((?:[^{}"]|"""(?:.|\n)*?"""|"[^"]*")*)\}')
+# A game file is foreign text: nothing here may take more than linear time on any of it, hence the possessive parts.
+_BLOCK_START = re.compile(r'grammar\s*+::\s*+"""')
+_BLOCK_END = re.compile(r'"""\s*+;')
+_ACTION = re.compile(r'action\s++([\w/-]++)\s*+\{((?:[^{}"]++|"""(?s:.*?)"""|"[^"]*+")*+)\}')
 _TEMPLATE = re.compile(r'template\s*::\s*"([^"]*)"\s*;')
 _FEEDBACK = re.compile(r'feedback\s*::\s*"([^"]*)"\s*;')
 _ATOM = re.compile(r"\s*([\w-]+)\s*\(([^()]*)\)\s*")
@@ -37,7 +39,8 @@ _TOKEN = re.compile(
 )
 _TERM = re.compile(r"\s*(?:'([^']*)'|\"([^\"]*)\"|(\w+)(?:\.(\w+))?)\s*$")
 _SIMPLE = re.compile(r"(?:(\w+)\.indefinite \+ ' ' \+ )?(\w+)\.name")
-_TASK = re.compile(r'Your task is to: ((?:[^"\\]|\\.)*)"')
+_TASK_START = "Your task is to: "
+_TASK = re.compile(r'((?:[^"\\]++|\\.)*+)"')
 TASK_PLACE = "\ue000"
 """Stands for the task sentence in a shared grammar: a private-use character that no game says."""
 
@@ -238,7 +241,8 @@ def parse_query(text: str) -> tuple[facts.Atom, ...]:
 
 def split_task(text: str) -> tuple[str, str]:
     """(grammar text with a place for the task, the task): all games of a dataset share the former."""
-    match = _TASK.search(text)
+    start = text.find(_TASK_START)
+    match = _TASK.match(text, start + len(_TASK_START)) if start >= 0 else None
     if match is None:
         raise DataError("the text grammar has no sentence 'Your task is to: ...'")
     try:
@@ -246,6 +250,14 @@ def split_task(text: str) -> tuple[str, str]:
     except json.JSONDecodeError as error:
         raise DataError(f"the text grammar's task is not readable: {error}") from None
     return text[: match.start(1)] + TASK_PLACE + text[match.end(1) :], task
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """The JSON of each `grammar` block."""
+    position = 0
+    while (start := _BLOCK_START.search(text, position)) and (end := _BLOCK_END.search(text, start.end())):
+        yield text[start.end() : end.start()]
+        position = end.end()
 
 
 @lru_cache(maxsize=64)
@@ -262,7 +274,7 @@ def compile_grammar(text: str) -> Grammar:
         if template is None or feedback is None:
             raise DataError(f"the text grammar's action {name} lacks a template or a feedback")
         actions[name.lower()] = (template[1], feedback[1])
-    for block in _BLOCK.findall(text):
+    for block in _blocks(text):
         lines = [line for line in block.split("\n") if not line.lstrip().startswith("#")]
         try:
             data = json.loads("\n".join(lines))

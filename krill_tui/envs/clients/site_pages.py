@@ -5,11 +5,11 @@ Hidden parts are left out: the receipt hides the goal in one, which no agent may
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html.parser import HTMLParser
 
+from krill_tui.envs.clients.html_scan import scan
 from krill_tui.envs.webshop import pages
-from krill_tui.errors import EnvironmentFailure
 
 SEARCH_FIELD = "search_query"
 _UNSEEN = frozenset({"head", "title", "style", "script"})
@@ -18,8 +18,6 @@ _VOID = frozenset(
 )
 """Elements that hold nothing and have no end."""
 _SCORE = "Your score (min 0.0, max 1.0)"
-
-Attributes = list[tuple[str, str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +60,24 @@ class SitePage:
 
 
 def read_site_page(html: str) -> SitePage:
-    """Reads what there is, whatever the text is.
-
-    Raises:
-        EnvironmentFailure: the standard library's parser gives up.
-    """
+    """Reads what there is, whatever the text is."""
     reader = _Reader()
-    try:
-        reader.feed(html)
-        reader.close()
-    except AssertionError as error:  # how it refuses an unknown `<![section[`
-        raise EnvironmentFailure(f"a page is no HTML: {error}") from None
-    reader.flush()
+    for piece in scan(html):
+        match piece.kind:
+            case "text":
+                reader.text(piece.text)
+            case "start":
+                reader.start(piece.text, piece.attributes)
+            case "end":
+                reader.end(piece.text)
+            case "comment":
+                pass
     return reader.page
 
 
-class _Reader(HTMLParser):
+class _Reader:
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
         self.page = SitePage()
-        self._text = ""
         self._unseen = 0
         """How many elements that are not shown are open."""
         self._hidden = ""
@@ -89,13 +85,11 @@ class _Reader(HTMLParser):
         self._depth = 0
         """Elements with that tag that are open in it."""
         self._form: str | None = None
-        self._button: str | None = None
+        self._button: list[str] | None = None
         """What was read of the button or product link that is open."""
         self._link = ""
 
-    def handle_starttag(self, tag: str, attrs: Attributes) -> None:
-        self.flush()
-        values = {name: value or "" for name, value in attrs}
+    def start(self, tag: str, values: Mapping[str, str]) -> None:
         if self._hidden:
             self._depth += tag == self._hidden
         elif tag in _VOID:
@@ -111,12 +105,11 @@ class _Reader(HTMLParser):
         elif tag == "input":
             self._read_input(values)
         elif tag == "button" and "btn" in classes:
-            self._button, self._link = "", ""
+            self._button, self._link = [], ""
         elif tag == "a" and "product-link" in classes:
-            self._button, self._link = "", values.get("href", "")
+            self._button, self._link = [], values.get("href", "")
 
-    def handle_endtag(self, tag: str) -> None:
-        self.flush()
+    def end(self, tag: str) -> None:
         if self._hidden == tag:
             self._depth -= 1
             if not self._depth:
@@ -128,29 +121,22 @@ class _Reader(HTMLParser):
         elif tag == "form":
             self._form = None
 
-    def handle_comment(self, data: str) -> None:
-        self.flush()
-
-    def handle_data(self, data: str) -> None:
-        self._text += data
-
-    def flush(self) -> None:
-        """A text ends where the next tag begins; blank ones that hold a line break are not shown."""
-        text, self._text = self._text, ""
-        if not text or self._hidden or self._unseen or (not text.strip() and "\n" in text):
+    def text(self, text: str) -> None:
+        """Blank ones that hold a line break are not shown."""
+        if self._hidden or self._unseen or (not text.strip() and "\n" in text):
             return
         self.page.texts.append(text)
         if self._button is not None:
-            self._button += text
+            self._button.append(text)
 
-    def _read_input(self, values: dict[str, str]) -> None:
+    def _read_input(self, values: Mapping[str, str]) -> None:
         if values.get("id") == "search_input":
             self.page.search_form = self._form
         elif values.get("type") == "radio" and values.get("data-url"):
             self.page.options[values.get("value", "")] = Target(values["data-url"], by_form=False)
 
     def _end_button(self, tag: str) -> None:
-        name, self._button = (self._button or "").strip().lower(), None
+        name, self._button = "".join(self._button or ()).strip().lower(), None
         if tag == "a":
             self.page.products[name] = Target(self._link, by_form=False)
         elif self._form is not None:

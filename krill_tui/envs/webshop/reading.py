@@ -16,7 +16,8 @@ _CLICKED = re.compile(r"^You have clicked .*\.$")
 _COUNT = re.compile(r"Page \d+ \(Total results: (\d+)\)")
 _PRICE = re.compile(r"\$(\d+(?:\.\d+)?)")
 _BOUND = re.compile(r",? and price lower than (\d+(?:\.\d+)?) dollars\W*$")
-_WITH = re.compile(r" with (?=[^:,]+: )")
+_WITH = re.compile(r" with (?=[^:,]{1,200}: )")
+"""Before the first group of options; a name of a group is not longer than that."""
 _OPENING = re.compile(
     r"^(?:find me|i(?: a|')m looking for|i(?: would|'d) like|i want|i need)(?: an?)?\b\s*", re.I
 )

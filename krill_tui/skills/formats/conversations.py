@@ -15,11 +15,11 @@ SHOPPING = "search"
 
 _SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
 _OBSERVATION = re.compile(r"\s*Observation:\s*")
-_ADMISSIBLE = re.compile(r"\n?\s*AVAILABLE ACTIONS:[ \t]*([^\n]*)\s*\Z")
+_ADMISSIBLE = "AVAILABLE ACTIONS:"
 _ACTION = re.compile(r"Action:[ \t]*(.*)", re.DOTALL)
-_THOUGHT = re.compile(r"\s*Thought:[ \t]*(.*?)(?=\n\s*Action:|\Z)", re.DOTALL)
-_INSTRUCTION = re.compile(r"Instruction:\s*(?:\[SEP\])?\s*(.+?)\s*(?:\[SEP\]|\n|\Z)", re.DOTALL)
-_SCORE = re.compile(r"Your score \(min 0\.0, max 1\.0\)\s*(?:\[SEP\])?\s*([01](?:\.\d+)?)\b")
+_THOUGHT = re.compile(r"\s*+Thought:(.*?)(?=\n[ \t]*+Action:|\Z)", re.DOTALL)
+_INSTRUCTION = re.compile(r"Instruction:\s*+(?:\[SEP\])?\s*+(.+?)(?:\[SEP\]|\n|\Z)", re.DOTALL)
+_SCORE = re.compile(r"Your score \(min 0\.0, max 1\.0\)\s*+(?:\[SEP\])?\s*+([01](?:\.\d+)?)\b")
 _KEYWORDS = (
     (re.compile(r"\btwo\b"), "PickTwo"),
     (re.compile(r"\b(look|examine|light|lamp|desklamp)\b"), "Look"),
@@ -122,8 +122,8 @@ def _observation(text: str) -> tuple[str, tuple[str, ...]]:
     """The observation of a turn, and the actions that are listed below it."""
     if match := _OBSERVATION.match(text):
         text = text[match.end() :]
-    match = _ADMISSIBLE.search(text)
-    if match is None:
+    before, label, listed = text.rpartition(_ADMISSIBLE)
+    if not label or "\n" in listed.strip():
         return text, ()
-    actions = (action.strip() for action in match.group(1).split(","))
-    return text[: match.start()], tuple(action for action in actions if action)
+    actions = (action.strip() for action in listed.split(","))
+    return before.rstrip(), tuple(action for action in actions if action)
