@@ -23,7 +23,7 @@ from krill_tui.engine.run_store import has_writer
 from krill_tui.engine.state import LogLine, PhaseView, RunState
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
-from krill_tui.events.journal import JournalFollower
+from krill_tui.events.journal import AFTER_THE_END, JournalFollower
 from krill_tui.io.streams import say
 from krill_tui.io.text import ascii_json, one_line, plain_line
 
@@ -278,20 +278,25 @@ async def follow(path: Path, state: RunState, view: View) -> None:
 async def _journal_events(path: Path) -> AsyncIterator[ev.Event]:
     follower = JournalFollower(path)
     quiet = 0.0
+    ended = False
     while True:
         events = await asyncio.to_thread(follower.read_new)
         quiet = 0.0 if events else quiet + _POLL_SECONDS
-        if quiet >= _QUIET_SECONDS:
+        for event in events:
+            ended = event.kind == "run_finished" or (ended and event.kind in AFTER_THE_END)
+            yield event
+        if events and isinstance(events[-1], ev.RunFinished):
+            return
+        # An ended run that was opened once more and closed has ended all the same.
+        if (ended and events) or quiet >= _QUIET_SECONDS:
             quiet = 0.0
             if not await asyncio.to_thread(has_writer, path.parent):
+                if ended:
+                    return
                 raise KrillError(
                     f"run '{path.parent.name}' was broken off: no process works on it",
                     hint=f"krill train --run {path.parent.name} goes on with it",
                 )
-        for event in events:
-            yield event
-        if events and isinstance(events[-1], ev.RunFinished):
-            return
         await asyncio.sleep(_POLL_SECONDS)
 
 

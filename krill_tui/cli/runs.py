@@ -15,6 +15,9 @@ import typer
 
 from krill_tui.cli.options import Display, Options
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import one_line
+
+BROKEN_OFF = "broken off or running"
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
 
@@ -24,9 +27,14 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """List the runs, the newest first."""
-    from krill_tui.engine.run_store import existing_run, list_runs
+    from krill_tui import paths
+    from krill_tui.engine.run_store import list_runs, odd_folders
 
-    facts = [_run_facts(existing_run(name)) for name in list_runs()]
+    facts = [fact for name in list_runs() if (fact := _run_facts(paths.runs_dir() / name))]
+    if odd := odd_folders():
+        names = ", ".join(f"'{one_line(name, limit=60)}'" for name in odd[:4])
+        more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+        print(f"krill: left out, their names are no names of runs: {names}{more}", file=sys.stderr)
     if as_json:
         print(json.dumps(facts, indent=1))
         return
@@ -146,7 +154,7 @@ def _report_facts(journal: Path) -> dict[str, object]:
     phases = [view for view in state.phases if view.finished]
     return {
         "run": state.run,
-        "outcome": state.outcome or "broken off or running",
+        "outcome": state.outcome or BROKEN_OFF,
         "config": state.config,
         "episodes": state.episodes_done,
         "skills": len(state.skills),
@@ -178,19 +186,18 @@ def _wants_app(options: Options) -> bool:
     return options.display is Display.APP
 
 
-def _run_facts(path: Path) -> dict[str, object]:
-    """What the last event and the config of a run say; a damaged one is listed as such."""
-    from krill_tui.events.schema import RunFinished
+def _run_facts(path: Path) -> dict[str, object] | None:
+    """What the journal's end and the config of a run say; None where its folder went away."""
+    from krill_tui.events.journal import last_outcome
 
-    event = _last_event(path / "events.jsonl")
-    if event is None:
-        outcome = "damaged"
-    else:
-        outcome = event.outcome if isinstance(event, RunFinished) else "broken off or running"
+    try:
+        outcome, seconds = last_outcome(path / "events.jsonl")
+    except OSError:
+        return None
     return {
         "run": path.name,
-        "time": time.strftime("%Y-%m-%d %H:%M", time.localtime(event.time)) if event else "-",
-        "outcome": outcome,
+        "time": time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if seconds else "-",
+        "outcome": outcome or BROKEN_OFF,
         **_config_facts(path / "config.json"),
         "path": str(path),
     }
@@ -202,25 +209,3 @@ def _config_facts(path: Path) -> dict[str, object]:
         return {"env": f"{config['env']['name']}/{config['env']['backend']}", "preset": config["preset"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {"env": "-", "preset": "-"}
-
-
-def _last_event(path: Path):
-    """The last whole event of a journal, read from its end; None where it is none."""
-    from pydantic import ValidationError
-
-    from krill_tui.events.schema import event_adapter
-
-    window = 1 << 16
-    size = path.stat().st_size
-    while True:
-        with path.open("rb") as file:
-            file.seek(max(0, size - window))
-            tail = file.read(window)
-        lines = tail[: tail.rfind(b"\n") + 1].splitlines()
-        if len(lines) > 1 or window >= size:
-            break
-        window *= 8
-    try:
-        return event_adapter.validate_json(lines[-1]) if lines else None
-    except ValidationError:
-        return None

@@ -35,7 +35,7 @@ from krill_tui.config.load import API_KEY_FIELDS, merge
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.run_store import run_path
 from krill_tui.errors import DataError, KrillError, RunLockedError, UsageError
-from krill_tui.io.files import read_json, write_atomically
+from krill_tui.io.files import read_json, remove_unfinished, write_atomically
 from krill_tui.trajectory import Record, StopReason, Trajectory
 
 MAX_NAME = 28
@@ -430,6 +430,7 @@ class Ablation:
         except Timeout:
             raise RunLockedError(f"another process works on the ablation '{plan.name}'") from None
         try:
+            remove_unfinished(plan.folder)
             state = _load_state(plan)
             if state.settings != plan.settings:
                 raise UsageError(

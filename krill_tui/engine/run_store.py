@@ -12,6 +12,8 @@ report.md
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -23,8 +25,8 @@ from filelock import FileLock, Timeout
 from krill_tui import paths
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
-from krill_tui.errors import DataError, RunLockedError, UsageError
-from krill_tui.io.files import write_atomically
+from krill_tui.errors import DataError, RunLockedError, StorageError, UsageError
+from krill_tui.io.files import remove_unfinished, write_atomically
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -59,22 +61,44 @@ def existing_run(name: str) -> Path:
 
 
 def list_runs() -> list[str]:
-    """Names of the runs, the newest first."""
-    root = paths.runs_dir()
-    if not root.is_dir():
-        return []
-    found = [p for p in root.iterdir() if (p / "events.jsonl").exists()]
-    return [p.name for p in sorted(found, key=lambda p: (p / "events.jsonl").stat().st_mtime, reverse=True)]
+    """Names of the runs, the newest first; what cannot be looked at or named is left out (`odd_folders`)."""
+    return [path.name for path in _run_folders() if _NAME.fullmatch(path.name)]
+
+
+def odd_folders() -> list[str]:
+    """Folders that hold a run under a name that no command takes, for instance a file manager's `x (copy)`."""
+    return sorted(path.name for path in _run_folders() if not _NAME.fullmatch(path.name))
+
+
+def _run_folders() -> list[Path]:
+    found: list[tuple[float, Path]] = []
+    with contextlib.suppress(OSError):
+        for path in paths.runs_dir().iterdir():
+            with contextlib.suppress(OSError):
+                journal = path / "events.jsonl"
+                if journal.is_file():
+                    found.append((journal.stat().st_mtime, path))
+    return [path for _, path in sorted(found, key=lambda item: item[0], reverse=True)]
 
 
 def has_writer(path: Path) -> bool:
-    """Whether a process has the run in this folder open for writing."""
-    lock = FileLock(path / ".lock")
+    """Whether a process has the run in this folder open for writing. Nothing is made or changed there."""
+    return any(_is_locked(path / name) for name in (".lock", "events.jsonl"))
+
+
+def _is_locked(file: Path) -> bool:
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(handle)
     return False
 
 
@@ -87,24 +111,38 @@ class RunStore:
 
     @classmethod
     def open(cls, path: Path) -> RunStore:
-        """Create the folder where it is missing and lock it.
+        """Create the folder where it is missing, lock it, and remove what a killed writer left half written.
 
         Raises:
             RunLockedError: another process writes to this run.
-            UsageError: the folder cannot be made or written.
+            UsageError: the folder cannot be made.
+            StorageError: it cannot be written.
         """
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise UsageError(f"{path}: cannot be created: {(error.strerror or '').lower()}") from None
-        lock = FileLock(path / ".lock")
+        locked = RunLockedError(
+            f"run '{path.name}' is being written by another process",
+            hint=f"watch it with: krill watch {path.name}",
+        )
+        lock = FileLock(path / ".lock", mode=0o600)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise RunLockedError(
-                f"run '{path.name}' is being written by another process",
-                hint=f"watch it with: krill watch {path.name}",
-            ) from None
+            raise locked from None
+        except OSError as error:
+            raise StorageError(path / ".lock", error) from None
+        try:
+            # The lock file may have been removed under a writer; its journal is locked as well.
+            if _is_locked(path / "events.jsonl"):
+                raise locked
+            remove_unfinished(path)
+            remove_unfinished(path / "checkpoints")
+            remove_unfinished(path / "adapters")
+        except BaseException:
+            lock.release()
+            raise
         return cls(path, lock)
 
     @property

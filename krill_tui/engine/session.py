@@ -172,7 +172,11 @@ class Session:
         await self.cancel()
         await self._pipeline.trainer.close()
         await self._ctx.teacher.close()
-        self._held.close()
+        try:
+            self._held.close()
+        except KrillError:  # a full disk, a deleted folder: where the launch has failed of it, that is said
+            if self.error is None:
+                raise
 
     async def _run(self, stages: Sequence[str], *, resume: bool) -> Outcome:
         outcome: Outcome = "completed"

@@ -115,7 +115,7 @@ class RunState:
     seq: int = 0
     time: float = 0.0
     outcome: str = ""
-    """Empty while it runs: `completed`, `cancelled`, `failed`."""
+    """Of the newest launch: `completed`, `cancelled`, `failed`; empty while it runs, and where it was broken off."""
     message: str = ""
     paused: bool = False
     phase: PhaseView | None = None
@@ -171,9 +171,9 @@ class RunState:
 
 
 def _run_started(state: RunState, event: ev.RunStarted) -> None:
+    # How it ended stays: opened and looked at, a completed run is still one. A phase that starts takes it back.
     state.run, state.config, state.games = event.run, event.config, event.data
     state.notices = event.notices
-    state.outcome = state.message = ""
     state.paused = False
     state.live.clear()  # what was in flight when the run broke off is played again
 
@@ -199,7 +199,7 @@ def _phase_started(state: RunState, event: ev.PhaseStarted) -> None:
         now=event.time,
     )
     state.phases.append(state.phase)
-    state.outcome = ""
+    state.outcome = state.message = ""
 
 
 def _phase_progressed(state: RunState, event: ev.PhaseProgressed) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from krill_tui.errors import StorageError
 from krill_tui.io.jsonl import JsonLines, read_lines
 from krill_tui.trajectory import EpisodeTokens
 
@@ -21,7 +22,10 @@ class TokenStore:
         Raises:
             StorageError: it could not be written.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._directory.mkdir(exist_ok=True, mode=0o700)  # not its parents: a deleted run stays deleted
+        except OSError as error:
+            raise StorageError(self._directory, error) from None
         file = JsonLines(self._path(name))
         try:
             file.append(json.dumps([episode, tokens.model_dump(mode="json")]).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,16 @@ class Journal:
     """Appends to `events.jsonl`. A torn last line (killed while writing) is cut off on opening."""
 
     def __init__(self, path: Path, on_read: Callable[[Event], None] | None = None) -> None:
-        """Open the file; `on_read` sees every event that is already there."""
+        """Open the file; `on_read` sees every event that is already there.
+
+        Raises:
+            RunLockedError: another process writes to it.
+            DataError: a whole line is no event; names the line.
+            StorageError: it cannot be opened or written.
+        """
         self.path = path
         self.last_seq = 0
-        self._file = JsonLines(path)
+        self._file = JsonLines(path, exclusive=True)
         for event in read_journal(path):
             self.last_seq = event.seq
             if on_read:
@@ -48,6 +55,57 @@ def read_journal(path: Path) -> Iterator[Event]:
     if not path.exists():
         raise DataError(f"{path}: cannot be read: no such file or directory")
     yield from read_lines(path, event_adapter.validate_json, "an event")
+
+
+AFTER_THE_END = ("run_started", "noted", "control_changed", "skill_added", "skill_changed", "skill_removed")
+"""Kinds of events that do not begin a run's work again: it was opened, looked at and curated."""
+
+
+def last_outcome(path: Path) -> tuple[str, float]:
+    """How a run ended, read from the end of its journal, and the Unix time of its last event.
+
+    The outcome of the newest `run_finished` that no work followed (`RunState.outcome` says the same); `""` for a run
+    that was broken off or runs, `damaged` where the last line cannot be read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    last = 0.0
+    for line in _lines_from_the_end(path):
+        try:
+            event = event_adapter.validate_json(line)
+        except ValueError:
+            return "damaged", last
+        last = last or event.time
+        if event.kind == "run_finished":
+            return event.outcome, last
+        if event.kind not in AFTER_THE_END:
+            return "", last
+    return ("", last) if last else ("damaged", 0.0)
+
+
+def _lines_from_the_end(path: Path, window: int = 1 << 16) -> Iterator[bytes]:
+    """The whole lines, the last one first; a torn last one is left out."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        rest = b""
+        torn = True
+        while position > 0:
+            start = max(0, position - window)
+            file.seek(start)
+            rest = file.read(position - start) + rest
+            position = start
+            window *= 2
+            if torn:
+                end = rest.rfind(b"\n")
+                if end < 0:
+                    continue
+                rest, torn = rest[:end], False
+            first, *whole = rest.split(b"\n")
+            yield from reversed(whole)
+            rest = first
+        if rest and not torn:
+            yield rest
 
 
 class JournalFollower:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -39,6 +40,30 @@ def write_atomically(path: Path, text: str, *, mode: int = 0o600) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StorageError(path, error) from None
+
+
+def remove_unfinished(folder: Path) -> list[str]:
+    """Remove what killed writers left beside our files in `folder`; returns the names.
+
+    That is text of `write_atomically`, and folders of checkpoints: half written ones, and replaced ones, which come
+    back where the kill fell between the two renames.
+    """
+    removed: list[str] = []
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob(".*")):
+            if path.name.endswith(".old") and path.is_dir():
+                whole = folder / path.name.removeprefix(".").removesuffix(".old")
+                if not whole.exists():
+                    os.replace(path, whole)
+                    continue
+            if path.name.endswith((".partial", ".old")) and path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name.endswith((".tmp", ".copy")) and not path.is_dir():
+                path.unlink(missing_ok=True)
+            else:
+                continue
+            removed.append(path.name)
+    return removed
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ writing; every error names the file, and the line where there is one.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
-from krill_tui.errors import DataError, StorageError
+from krill_tui.errors import DataError, RunLockedError, StorageError
 from krill_tui.io.secrets import masked_json
 
 T = TypeVar("T")
@@ -33,16 +34,25 @@ class Line(NamedTuple):
 class JsonLines:
     """A file of JSON lines, opened for appending."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
         """Create the file where it is missing, with mode 0600; cut off a torn last line.
 
+        With `exclusive` no second process can open it so, until it is closed.
+
         Raises:
+            RunLockedError: another process has it open exclusively.
             StorageError: it cannot be opened or written.
         """
         self.path = path
         try:
-            repair_tail(path)
             handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if exclusive:
+                    _lock(handle, path)
+                repair_tail(path)
+            except BaseException:
+                os.close(handle)
+                raise
         except OSError as error:
             raise StorageError(path, error) from None
         self._handle = handle
@@ -92,6 +102,15 @@ class JsonLines:
             os.fsync(self._handle)
         os.close(self._handle)
         self._handle = -1
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunLockedError(f"{path}: another process writes to it") from None
+    except OSError:
+        return  # a file system without locks
 
 
 def repair_tail(path: Path) -> int:

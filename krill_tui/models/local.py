@@ -318,7 +318,6 @@ class WorkerClient:
                 )
 
     async def _spawn(self) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *self._launch.command(),

@@ -30,7 +30,7 @@ def save_checkpoint(trainer: Trainer, directory: Path) -> None:
     `policy/` and `reference/` are ordinary PEFT folders; `optimizer.safetensors` holds AdamW's moments and the random
     state; `manifest.json`, written last, the rest. Everything is written into a sibling folder that is then renamed.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(exist_ok=True)  # not its parents: a deleted run stays deleted
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

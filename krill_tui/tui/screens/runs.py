@@ -18,6 +18,7 @@ from textual.message import Message
 from krill_tui import paths
 from krill_tui.engine.run_store import list_runs
 from krill_tui.engine.state import RunState
+from krill_tui.events.journal import last_outcome
 from krill_tui.io.text import one_line
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge, Source, WatchSource
@@ -28,8 +29,6 @@ from krill_tui.tui.widgets.line_list import LineList, Row
 from krill_tui.tui.widgets.pane import Pane, SearchableList
 from krill_tui.tui.widgets.status_bar import StatusBar
 from krill_tui.tui.wording import GOOD, MUTED, policy_words, setting
-
-TAIL_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +41,26 @@ class RunSummary:
     """Unix seconds of the last event."""
     megabytes: float
     last: str
-    """Outcome, or the kind of the last event."""
+    """Outcome; `unfinished` or `damaged` where there is none."""
     config: dict[str, Any] = field(default_factory=dict)
 
 
 def summarize(path: Path) -> RunSummary | None:
-    """Read the config and the journal's last line; None when the folder went away."""
+    """Read the config and the journal's end; None when the folder went away."""
     journal = path / "events.jsonl"
     try:
         stat = journal.stat()
-        with journal.open("rb") as file:
-            file.seek(max(0, stat.st_size - TAIL_BYTES))
-            lines = file.read().splitlines()
+        outcome, _ = last_outcome(journal)
     except OSError:
         return None
     return RunSummary(
-        path.name, path, stat.st_mtime, stat.st_size / 1e6, _last_word(lines), _json(path / "config.json")
+        path.name,
+        path,
+        stat.st_mtime,
+        stat.st_size / 1e6,
+        outcome or "unfinished",
+        _json(path / "config.json"),
     )
-
-
-def _last_word(lines: list[bytes]) -> str:
-    try:
-        event = json.loads(lines[-1]) if lines else {}
-    except ValueError:
-        return "unfinished"
-    if event.get("kind") == "run_finished":
-        return str(event.get("outcome", "unfinished"))
-    return "unfinished"
 
 
 def _json(path: Path) -> dict[str, Any]:
