@@ -240,6 +240,8 @@ async def run_session(session: Session, phases: Sequence[str], view: View, *, re
             stopping = loop.create_task(session.cancel())
 
     unsubscribe = session.bus.subscribe(view.show)
+    for note in session.opening_notes:
+        view.show(note)
     with _on_signals(loop, stop):
         try:
             session.launch(phases, resume=resume)
@@ -302,10 +304,11 @@ async def _journal_events(path: Path) -> AsyncIterator[ev.Event]:
 
 def log_line(state: RunState, event: ev.Event) -> LogLine | None:
     """The line the state made of this event, where it is one to print."""
-    if isinstance(event, _SAID_ELSEWHERE) or not state.log:
+    if isinstance(event, _SAID_ELSEWHERE):
         return None
-    newest = state.log[-1]
-    return newest if newest.event.seq == event.seq and newest.kind in _SHOWN else None
+    # Mostly the newest; what was said while the run was opened is shown later.
+    line = next((line for line in reversed(state.log) if line.event.seq <= event.seq), None)
+    return line if line and line.event.seq == event.seq and line.kind in _SHOWN else None
 
 
 def results_table(state: RunState) -> Table:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from krill_tui.trajectory import Record
 
@@ -58,6 +59,8 @@ class Skill(Record):
     principle: str
     when_to_apply: str = ""
     tier: str = GENERAL
+    also: tuple[str, ...] = ()
+    """Further categories it is for: one tier of another project can be several categories here."""
     kind: SkillKind = SkillKind.STRATEGY
     status: SkillStatus = SkillStatus.ACTIVE
     origin: SkillOrigin = Field(default_factory=SkillOrigin)
@@ -66,6 +69,14 @@ class Skill(Record):
     """Unix seconds."""
     updated: float = 0.0
     version: int = 1
+
+    @model_serializer(mode="wrap")
+    def _without_empty_also(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Banks and journals hold `also` only where it says something, as versions before it wrote them."""
+        data = handler(self)
+        if not self.also:
+            data.pop("also", None)
+        return data
 
 
 class SkillProposal(Record):

@@ -148,8 +148,20 @@ def test_files_that_cannot_be_used_are_one_line(krill: Krill, source: str, outpu
 
 def test_inspect_names_the_bad_record_of_a_file_of_trajectories(krill: Krill) -> None:
     Path("in.json").write_text(json.dumps([RUST, {**RUST, "success": "perhaps"}]))
+    code, out, _ = krill("inspect", "in.json")
+    assert code == 0 and "1 of 2 records left out: record 1: success: " in out
+    facts = json.loads(krill("inspect", "in.json", "--json")[1])
+    assert facts["trajectories"] == 1 and [r["record"] for r in facts["refusals"]] == [1]
+    Path("in.json").write_text(json.dumps([{**RUST, "success": "perhaps"}]))
     code, _, err = krill("inspect", "in.json")
-    assert code == 2 and "record 1 is no trajectory: success" in err
+    assert code == 2 and "record 0 is no trajectory: success" in err
+
+
+def test_inspect_says_of_a_file_that_is_neither_what_was_tried(krill: Krill) -> None:
+    Path("in.json").write_text('{"config": {}}')
+    code, _, err = krill("inspect", "in.json")
+    assert code == 2 and "read as a skill bank, it is no skill bank of a known format" in err
+    assert "as trajectories, it holds no list of trajectories" in err and err.count("\n") == 1
 
 
 WORDS = st.sampled_from(

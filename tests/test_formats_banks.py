@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from krill_tui.errors import DataError
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
-from krill_tui.skills.formats.banks import inspect_bank, load_bank, write_json, write_markdown, write_rust
+from krill_tui.skills.formats.bank_writers import write_json, write_markdown, write_rust
+from krill_tui.skills.formats.banks import inspect_bank, load_bank
 
 RUST = {
     "general_skills": [
@@ -186,7 +187,11 @@ def test_a_file_that_is_no_bank_gives_one_line(tmp_path: Path, text: str, says: 
 
 def test_missing_files_folders_and_bytes_give_one_line(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00[")
-    for name, says in (("gone.json", "no such file"), (".", "cannot be read"), ("bytes.json", "not UTF-8")):
+    for name, says in (
+        ("gone.json", "no such file"),
+        (".", "holds neither a skill_bank.json nor a SKILL.md"),
+        ("bytes.json", "not UTF-8"),
+    ):
         with pytest.raises(DataError, match=says):
             load_bank(tmp_path / name)
 

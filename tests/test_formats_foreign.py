@@ -109,7 +109,7 @@ def test_a_shop_record_is_won_by_the_score_on_its_last_page(score: str, won: boo
     played = from_agentgym(
         agentgym(PAGE, "Thought:\nBuy.\n\nAction:\nclick[Buy Now]", BOUGHT.format(score), item="webshop_3")
     )
-    assert (played.env, played.category, played.success) == ("webshop", "search", won)
+    assert (played.env, played.category, played.success) == ("webshop", "fashion", won)
     assert played.total_reward == float(score) and played.final_observation.startswith("Thank you")
 
 
@@ -143,7 +143,7 @@ def test_the_refined_trajectory_is_unwrapped_however_often_it_is_nested(wrap: An
     content["refined_trajectory"] = wrap(content["refined_trajectory"]["refined_trajectory"])
     content["strategic_guidelines"] = {"strategic_guidelines": content["strategic_guidelines"]}
     played = from_memory(record)
-    assert (played.env, played.category, len(played.steps)) == ("webshop", "search", 2)
+    assert (played.env, played.category, len(played.steps)) == ("webshop", "garden", 2)
 
 
 @pytest.mark.parametrize("outcome", ["Failure", "Failed"])

@@ -109,7 +109,7 @@ def irrelevant_skills(skills: Sequence[Skill], task: Task, count: int) -> tuple[
     pool = [
         skill
         for skill in skills
-        if skill.tier != task.category
+        if task.category not in (skill.tier, *skill.also)
         and not (skill.tier == GENERAL and skill.kind is SkillKind.LESSON)
         and not named & _words(f"{skill.name} {skill.principle} {skill.when_to_apply}")
     ]

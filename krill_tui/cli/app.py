@@ -16,7 +16,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from krill_tui import paths
-from krill_tui.cli import ablate, doctor, facts, play, runs, serve, work
+from krill_tui.cli import ablate, doctor, facts, play, runs, serve, skills, work
 from krill_tui.cli.options import with_options
 from krill_tui.errors import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE
 from krill_tui.io.explain import explained, leaves, needs_log, was_stopped, write_crash_log
@@ -44,6 +44,11 @@ for _commands in (
 ):
     for _name, _function in _commands.items():
         app.command(_name)(with_options(_function))
+
+_skills = typer.Typer(help="Skill banks from one format to another.", no_args_is_help=True)
+for _name, _function in skills.COMMANDS.items():
+    _skills.command(_name)(with_options(_function))
+app.add_typer(_skills, name="skills")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -27,28 +27,53 @@ REFUSED_SHOWN = 10
 def inspect(
     options: Options,
     path: Annotated[
-        Path, typer.Argument(help="A skill bank or trajectories in any known format, or a run's folder.")
+        Path,
+        typer.Argument(
+            help="A skill bank or trajectories in any known format, a folder of SKILL.md files, or a run's folder."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Print what a skill bank holds; also reads trajectories, and the bank of a run."""
-    if os.path.isdir(path):
-        path = path / "skill_bank.json"
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: there is no such file")
+    """Print what a skill bank holds; with --env, what of it a world can use. Also reads trajectories."""
     from krill_tui.skills.formats.banks import inspect_bank
-    from krill_tui.skills.formats.trajectories import holds_trajectories, load_trajectories
+    from krill_tui.skills.formats.trajectories import holds_trajectories, read_trajectories
 
+    path = bank_path(path)
     try:
         bank = inspect_bank(path)
     except DataError as no_bank:
+        if os.path.isdir(path):
+            raise
         try:
-            trajectories = load_trajectories(path)
+            report = read_trajectories(path)
         except DataError as no_trajectories:
-            raise (no_trajectories if holds_trajectories(path) else no_bank) from None
-        _print_trajectories(path, trajectories, as_json)
+            raise _neither(path, no_bank, no_trajectories, holds_trajectories(path)) from None
+        _print_trajectories(path, report, as_json)
         return
-    _print_bank(path, bank, as_json)
+    _print_bank(path, bank, as_json, options.env)
+
+
+def bank_path(path: Path) -> Path:
+    """The file of a bank that was named: a run's folder holds one, a folder of SKILL.md files is one.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    if os.path.isfile(path / "skill_bank.json"):
+        return path / "skill_bank.json"
+    if not os.path.exists(path):
+        raise DataError(f"{path}: there is no such file")
+    return path
+
+
+def _neither(
+    path: Path, no_bank: DataError, no_trajectories: DataError, holds_trajectories: bool
+) -> DataError:
+    """The error of what the file seems to be; of both, where it seems to be neither."""
+    if holds_trajectories or no_bank.message == no_trajectories.message:
+        return no_trajectories
+    said = [error.message.removeprefix(f"{path}: ") for error in (no_bank, no_trajectories)]
+    return DataError(f"{path}: read as a skill bank, it {said[0]}; as trajectories, it {said[1]}")
 
 
 def convert(
@@ -57,7 +82,7 @@ def convert(
         str,
         typer.Argument(
             metavar="FORMAT",
-            help="eto, rust, skillrl or agentgym: what IN holds; to-rust: what OUT shall hold.",
+            help="eto, rust, skillrl, agentgym or messages: what IN holds; to-rust: what OUT shall hold.",
         ),
     ],
     source: Annotated[Path, typer.Argument(metavar="IN", help="File to read: a JSON list, or .jsonl.")],
@@ -219,9 +244,15 @@ def _print_converted(
         print_line(console, f"{report.left} more records were not read: --max takes more")
 
 
-def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
+def _print_bank(path: Path, bank: BankFacts, as_json: bool, env: str | None) -> None:
+    from krill_tui.skills.tiers import categories_of, reach
+
+    reached = reach(bank.skills, env, categories_of(env)) if env else None
     if as_json:
-        print(json.dumps({"kind": "skill bank", **bank.model_dump(mode="json")}))
+        facts = {"kind": "skill bank", **bank.model_dump(mode="json")}
+        if reached:
+            facts |= {"never_in_prompts": dict(reached.never), "in_prompts_by_name": dict(reached.by_name)}
+        print(json.dumps(facts))
         return
     from krill_tui.headless import make_console, print_line
 
@@ -229,6 +260,12 @@ def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
     tiers = ", ".join(f"{tier} {count}" for tier, count in bank.tiers.items())
     print_line(console, f"{path}: skill bank ({bank.format}), {len(bank.skills)} skills, cycle {bank.cycle}")
     print_line(console, f"tiers: {tiers or 'none'}")
+    if told := bank.told():
+        print_line(console, told, "yellow")
+    if reached and (unreached := reached.told()):
+        print_line(console, unreached, "yellow")
+    for key, value in (bank.extra.get("metadata") or {}).items():
+        print_line(console, f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
     tier = None
     for skill in sorted(bank.skills, key=lambda s: list(bank.tiers).index(s.tier)):
         if skill.tier != tier:
@@ -237,6 +274,7 @@ def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
             print_line(console, tier, "bold")
         mark = "" if skill.status == "active" else f" ({skill.status})"
         lesson = " [lesson]" if skill.kind == "lesson" else ""
+        lesson += f" [also {', '.join(skill.also)}]" if skill.also else ""
         print_line(console, f"  {skill.id}  {skill.name}{lesson}{mark}")
         print_line(console, f"      {skill.principle}")
         if skill.when_to_apply:
@@ -246,10 +284,12 @@ def _print_bank(path: Path, bank: BankFacts, as_json: bool) -> None:
             print_line(console, f"      in {stats.injected} prompts, cited {stats.cited}, won {stats.wins}")
 
 
-def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json: bool) -> None:
+def _print_trajectories(path: Path, report: ConvertReport[Trajectory], as_json: bool) -> None:
+    trajectories = report.trajectories
     facts = trajectory_facts(trajectories)
     if as_json:
-        print(json.dumps({"path": str(path), "kind": "trajectories", **facts}))
+        refusals = [{"record": index, "reason": why} for index, why in report.refused]
+        print(json.dumps({"path": str(path), "kind": "trajectories", **facts, "refusals": refusals}))
         return
     from rich.table import Table
 
@@ -259,6 +299,8 @@ def _print_trajectories(path: Path, trajectories: Sequence[Trajectory], as_json:
 
     console = make_console()
     print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")
+    if told := report.told():
+        print_line(console, told, "yellow")
     table = Table("category", box=None, pad_edge=False)
     for heading in ("won", "success", "95 % interval"):
         table.add_column(heading, justify="right")

@@ -263,7 +263,7 @@ def _input_file(choice: tuple[Path | None, Path | None], known_run: bool, hint: 
     """The file that was typed, else the default for a new run; a run that goes on has its own."""
     typed, default = choice
     path = typed or (None if known_run else default)
-    if path is not None and not path.is_file():
+    if path is not None and not path.exists():
         raise DataError(f"{path}: there is no such file", hint=hint)
     return path
 

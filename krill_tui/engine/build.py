@@ -18,6 +18,7 @@ from krill_tui.models.remembering import RememberingChat
 from krill_tui.skills.builtin_teacher import BuiltinTeacher
 from krill_tui.skills.retrieval import RetrievalOptions
 from krill_tui.skills.teacher import Teacher
+from krill_tui.skills.tiers import categories_of
 from krill_tui.trajectory import Task
 
 LIVE_SERVERS = {"alfworld": "http://localhost:3000", "webshop": "http://localhost:3001"}
@@ -62,6 +63,13 @@ def _build_shop(config: KrillConfig) -> TaskSource:
         genuine=env.genuine,
         max_steps=env.max_steps,
     )
+
+
+def known_categories(source: TaskSource) -> tuple[str, ...]:
+    """The categories that tasks of these games have; those of the world, where a server may know others."""
+    from krill_tui.envs.webshop.source import WebshopSource
+
+    return source.categories() if isinstance(source, WebshopSource) else categories_of(source.env)
 
 
 def build_embedder(config: KrillConfig) -> Embedder:

@@ -12,6 +12,7 @@ from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions
 from krill_tui.agent.substitutes import ExampleEpisodes, irrelevant_skills
 from krill_tui.config.schema import KrillConfig
+from krill_tui.engine import build
 from krill_tui.engine.episodes import EpisodeFile
 from krill_tui.engine.run_store import RunStore
 from krill_tui.engine.state import RunState
@@ -22,11 +23,30 @@ from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
 from krill_tui.models.base import Embedder, Policy, Sampling
 from krill_tui.models.local import WorkerClient
-from krill_tui.skill import Skill
+from krill_tui.skill import GENERAL, Skill
 from krill_tui.skills.bank import SkillBank
-from krill_tui.skills.retrieval import Retriever
+from krill_tui.skills.retrieval import Retriever, Selection
 from krill_tui.skills.teacher import Teacher
+from krill_tui.skills.tiers import reach
 from krill_tui.trajectory import StopReason, Task, Trajectory
+
+
+@dataclass
+class RetrievalCounts:
+    """What selecting skills gave, over the prompts of this session."""
+
+    prompts: int = 0
+    below: int = 0
+    """Prompts that had task-specific skills to choose from, of which none passed the similarity threshold."""
+    nearest: float = -1.0
+    """The best similarity among those."""
+
+    def add(self, selection: Selection) -> None:
+        self.prompts += 1
+        below = [left.score for left in selection.left_out if left.reason == "below the threshold"]
+        if below and all(skill.tier == GENERAL for skill in selection.skills):
+            self.below += 1
+            self.nearest = max(self.nearest, *below)
 
 
 @dataclass
@@ -51,6 +71,7 @@ class RunContext:
     """Won episodes for prompts (`skill_retrieval.mode` trajectories), read when they are first asked for."""
     notes: set[str] = field(default_factory=set)
     """Notes that are said once a run."""
+    retrieved: RetrievalCounts = field(default_factory=RetrievalCounts)
 
     def emit(self, event: ev.BaseEvent) -> None:
         self.bus.emit(event)
@@ -84,12 +105,32 @@ class RunContext:
         if mode == "trajectories":
             return await self._won_episodes(task), 0
         selection = await self.retriever.select(task.description, task.category)
+        self.retrieved.add(selection)
         cut = [left.id for left in selection.left_out if "budget" in left.reason]
         if cut:
             self.note_once(f"skills left out of prompts by the token budget: {', '.join(cut)}", "warning")
         if mode == "irrelevant":
             return irrelevant_skills(self.bank.skills(), task, len(selection.skills)), selection.bank_version
         return selection.skills, selection.bank_version
+
+    def note_unreached_skills(self) -> None:
+        """Say once which skills of the bank no task of this world can have in its prompt."""
+        if self.config.skill_retrieval.mode not in ("none", "trajectories"):
+            told = reach(self.bank.skills(), self.config.env.name, build.known_categories(self.source)).told()
+            if told:
+                self.note_once(told, "warning")
+
+    def note_skills_below_threshold(self) -> None:
+        """Say once in how many prompts no task-specific skill was near enough to its task."""
+        counts = self.retrieved
+        if counts.below and "threshold" not in self.notes:
+            self.notes.add("threshold")
+            self.note(
+                f"no task-specific skill passed the threshold in {counts.below} of {counts.prompts} episodes:"
+                f" the nearest was at {counts.nearest:.2f},"
+                f" skill_retrieval.similarity_threshold is {self.config.skill_retrieval.similarity_threshold:g}",
+                "warning" if counts.below == counts.prompts else "info",
+            )
 
     async def _won_episodes(self, task: Task) -> tuple[Skill, ...]:
         """Blocks of won episodes of phase 1 (or of an imported file), in place of skills."""
@@ -175,6 +216,7 @@ async def play(
         select=ctx.select_skills,
         gate=ctx.gate,
     )
+    ctx.note_skills_below_threshold()
     errors = [r.trajectory.error for r in rollouts if r.trajectory.stop_reason is StopReason.ERROR]
     if rollouts and len(errors) == len(rollouts):
         raise EnvironmentFailure(f"every episode broke; the first: {errors[0]}")

@@ -25,6 +25,7 @@ from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import ChatMessage, SftExample
 from krill_tui.skill import GENERAL
 from krill_tui.skills.distill import distill as distill_skills
+from krill_tui.skills.distill import why_nothing
 from krill_tui.skills.teacher import TeacherCall
 from krill_tui.trajectory import Task, Trajectory
 
@@ -94,6 +95,9 @@ async def distill(ctx: RunContext, trajectories: Sequence[Trajectory]) -> None:
         ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="distill"))
     general = len(ctx.bank.skills(GENERAL))
     failed = f", {len(report.failures)} calls failed" if report.failures else ""
+    nothing = why_nothing(trajectories, report, env=ctx.config.env.name, is_llm=ctx.teacher.is_llm)
+    if nothing:
+        ctx.note(f"no skill was distilled: {nothing}", "warning")
     log.finish(
         f"distilled {len(trajectories)} episodes into {len(report.accepted)} skills"
         f" ({general} general in the bank{failed})"

@@ -61,6 +61,8 @@ class Pipeline:
             self.ctx.note_once(notice, "warning")
         if stage != "distill" and (warning := untrained_for(self.ctx.config)):
             self.ctx.note_once(warning, "warning")
+        if stage not in ("distill", "evaluate-base"):
+            self.ctx.note_unreached_skills()
         await stages[stage]()
 
     async def _collect(self) -> None:

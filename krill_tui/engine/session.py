@@ -33,6 +33,7 @@ from krill_tui.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from krill_tui.skills.formats.banks import LoadedBank
+    from krill_tui.skills.formats.records import ConvertReport
 
 WORKER_RESTARTS = 3
 """Times a dead model worker is started again within one launch."""
@@ -44,7 +45,7 @@ Outcome = Literal["completed", "cancelled", "failed"]
 class Session:
     """A run opened for work by one process. Phases run in a task the session owns."""
 
-    def __init__(self, ctx: RunContext, held: ExitStack) -> None:
+    def __init__(self, ctx: RunContext, held: ExitStack, opening_notes: Sequence[ev.Noted] = ()) -> None:
         self._ctx = ctx
         self._held = held
         self._pipeline = Pipeline(ctx)
@@ -54,6 +55,8 @@ class Session:
         """Name of the stage that is being worked on; None while idle."""
         self.error: KrillError | None = None
         """Why the last launch failed."""
+        self.opening_notes = tuple(opening_notes)
+        """What was said while the run was opened, before anybody could listen."""
 
     @classmethod
     async def open(
@@ -77,18 +80,21 @@ class Session:
             DataError, UsageError: a file or the games cannot be used.
         """
         from krill_tui.skills.formats.banks import load_bank
-        from krill_tui.skills.formats.trajectories import load_trajectories
+        from krill_tui.skills.formats.trajectories import read_trajectories
 
         # Before the run is made: a file that cannot be used should leave no run behind.
         loaded_bank = load_bank(bank) if bank else None
-        loaded_trajectories = load_trajectories(trajectories) if trajectories else None
+        loaded_trajectories = read_trajectories(trajectories) if trajectories else None
         with ExitStack() as held:
             ctx = _open_context(name, config, held, keep_config)
+            notes: list[ev.Noted] = []
+            unsubscribe = ctx.bus.subscribe(lambda e: notes.append(e) if isinstance(e, ev.Noted) else None)
             if bank and loaded_bank:
                 _import_bank(ctx, bank, loaded_bank)
             if trajectories and loaded_trajectories is not None:
                 _import_trajectories(ctx, trajectories, loaded_trajectories)
-            return cls(ctx, held.pop_all())
+            unsubscribe()
+            return cls(ctx, held.pop_all(), notes)
 
     @property
     def state(self) -> RunState:
@@ -322,7 +328,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
         state=state,
         source=source,
         bank=bank,
-        retriever=Retriever(bank, embedder, build.retrieval_options(config)),
+        retriever=Retriever(bank, embedder, build.retrieval_options(config), env=config.env.name),
         embedder=embedder,
         teacher=build.build_teacher(config, store),
         gate=Gate(),
@@ -353,11 +359,24 @@ def _import_bank(ctx: RunContext, path: Path, loaded: LoadedBank) -> None:
     if new:
         copy_into(ctx.bank, new, SkillOrigin(phase="import", author=path.name))
         sync_bank_events(ctx)
-    ctx.note(f"{len(new)} skills taken over from {path.name} ({loaded.format})")
+    known = len(loaded.skills) - len(new)
+    ctx.note(
+        f"{len(new)} skills taken over from {path.name} ({loaded.format})"
+        + (f", {known} were in the bank already" if known else "")
+    )
+    if told := loaded.told():
+        ctx.note(f"{path.name}: {told}", "warning")
+    ctx.note_unreached_skills()
 
 
-def _import_trajectories(ctx: RunContext, path: Path, loaded: Sequence[Trajectory]) -> None:
-    new = [t for t in loaded if t.id not in ctx.episodes]
+def _import_trajectories(ctx: RunContext, path: Path, loaded: ConvertReport[Trajectory]) -> None:
+    new = [t for t in loaded.trajectories if t.id not in ctx.episodes]
     for trajectory in new:
         ctx.episodes.append(trajectory.model_copy(update={"purpose": ""}))
-    ctx.note(f"{len(new)} trajectories taken over from {path.name}")
+    known = len(loaded.trajectories) - len(new)
+    ctx.note(
+        f"{len(new)} trajectories taken over from {path.name}"
+        + (f", {known} were in the run already" if known else "")
+    )
+    if told := loaded.told():
+        ctx.note(f"{path.name}: {told}", "warning")

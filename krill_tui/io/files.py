@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import stat
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from krill_tui.errors import DataError, StorageError, UsageError
+from krill_tui.io.json_text import NotJson, loads
 from krill_tui.io.secrets import masked, masked_json
 from krill_tui.io.text import storable
 
@@ -144,6 +144,22 @@ def _umask() -> int:
     return mask
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without the mark that some editors begin it with.
+
+    Raises:
+        DataError: the file is missing, cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: is not UTF-8 text") from None
+
+
 def read_json(path: Path) -> Any:
     """The JSON value of a file.
 
@@ -151,21 +167,6 @@ def read_json(path: Path) -> Any:
         DataError: the file is missing, unreadable, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: is not JSON: {error.msg} at line {error.lineno} column {error.colno}"
-        ) from None
-    except (RecursionError, ValueError) as error:
-        problem = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{path}: holds JSON that cannot be read: {problem}") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+        return loads(read_text(path))
+    except NotJson as error:
+        raise DataError(f"{path}: {error.told()}") from None

@@ -16,7 +16,7 @@ from tinydb.table import Document
 from krill_tui.errors import DataError, UsageError
 from krill_tui.io.text import clean_text
 from krill_tui.skill import GENERAL, Skill, SkillOrigin, SkillProposal, SkillStats, SkillStatus
-from krill_tui.skills.storage import AtomicStorage, WriteOnFlush
+from krill_tui.skills.storage import AtomicStorage, WriteOnFlush, bank_text
 from krill_tui.trajectory import Record, StopReason, Trajectory
 
 HAND = "hand"
@@ -62,6 +62,9 @@ class SkillBank:
         self._pending: list[BankChange] = []
         self._dirty: set[str] = set()
         self._numbers: dict[str, int] = {}
+        self._places: dict[str, int] = {}
+        """Skill id -> number of its document in the file, for life: it is the bank order."""
+        self._last_seq = 0
         self._outcomes = 0
         self._depth = 0
         self._version = 0
@@ -155,6 +158,7 @@ class SkillBank:
             principle=clean_text(new.principle),
             when_to_apply=clean_text(new.when_to_apply),
             tier=clean_text(new.tier, 60) or GENERAL,
+            also=new.also if isinstance(new, Skill) else (),
             kind=new.kind,
             status=new.status if isinstance(new, Skill) else SkillStatus.ACTIVE,
             origin=origin,
@@ -197,7 +201,7 @@ class SkillBank:
         old = self.get(skill_id)
         fields = {"name": name, "principle": principle, "when_to_apply": when_to_apply, "tier": tier}
         limits = {"name": 120, "tier": 60}
-        update = {
+        update: dict[str, Any] = {
             key: clean_text(value, limits.get(key, 2000))
             for key, value in fields.items()
             if value is not None
@@ -206,6 +210,8 @@ class SkillBank:
             update["tier"] = GENERAL
         if all(getattr(old, key) == value for key, value in update.items()):
             return old
+        if update.get("tier", old.tier) != old.tier:
+            update["also"] = ()
         new = old.model_copy(update={**update, "version": old.version + 1, "updated": self._clock()})
         return self._change("edit", author, old, new)
 
@@ -283,6 +289,11 @@ class SkillBank:
         if self._dirty:
             self._commit()
 
+    def as_json(self) -> str:
+        """The text of its file, as it is now."""
+        self.flush()
+        return bank_text(self._db.storage.read() or {})
+
     def close(self) -> None:
         """Write what is not on disk yet and let go of the file."""
         self.flush()
@@ -303,7 +314,7 @@ class SkillBank:
             raise UsageError("a skill needs a name and a principle")
         self._version += 1
         change = BankChange(
-            seq=len(self._changes) + 1,
+            seq=self._next_seq(),
             version=self._version,
             time=self._clock(),
             kind=kind,
@@ -326,7 +337,12 @@ class SkillBank:
             return
         # A few operations however many skills: each costs TinyDB a pass over the whole table.
         table = self._db.table("skills")
-        dirty = [(n, skill) for n, skill in enumerate(self._skills.values(), 1) if skill.id in self._dirty]
+        last = max(self._places.values(), default=0)
+        for id_ in self._skills:
+            if id_ not in self._places:
+                last += 1
+                self._places[id_] = last
+        dirty = [(self._places[id_], skill) for id_, skill in self._skills.items() if id_ in self._dirty]
         table.remove(doc_ids=[number for number, _ in dirty if table.contains(doc_id=number)])
         table.insert_multiple(
             Document(skill.model_dump(mode="json"), doc_id=number) for number, skill in dirty
@@ -344,6 +360,11 @@ class SkillBank:
         assert isinstance(storage, WriteOnFlush)
         storage.flush()
 
+    def _next_seq(self) -> int:
+        """Never one that a change or its document has, whatever numbers are missing between."""
+        self._last_seq += 1
+        return self._last_seq
+
     def _free_id(self, new: Skill | SkillProposal) -> str:
         if isinstance(new, Skill) and _is_short_id(new.id) and new.id not in self._skills:
             return new.id
@@ -357,12 +378,16 @@ class SkillBank:
     def _load(self) -> None:
         where = self.path or "skill bank"
         try:
-            # Documents keep their number for life: it is the bank order.
             skills = sorted(self._db.table("skills").all(), key=lambda document: document.doc_id)
             changes = sorted(self._db.table("history").all(), key=lambda document: document.doc_id)
             meta = self._db.table("meta").all()
             self._skills = {skill.id: skill for skill in map(_skill, skills)}
+            self._places = {str(document["id"]): document.doc_id for document in skills}
+            if len(self._places) < len(skills):
+                raise DataError(f"{where}: is not a skill bank of Krill: an id stands in it twice")
             self._changes = [BankChange.model_validate(dict(change)) for change in changes]
+            numbers = [change.doc_id for change in changes] + [change.seq for change in self._changes]
+            self._last_seq = max(numbers, default=0)
             if meta:
                 self._version, self._cycle = int(meta[0]["version"]), int(meta[0]["cycle"])
         except ValidationError as error:

@@ -31,7 +31,7 @@ async def find_duplicate(
     threshold: float = DUPLICATE_SIMILARITY,
 ) -> Duplicate | None:
     """The most similar of `skills` that says what the proposal says, among its tier and the general one."""
-    near = [skill for skill in skills if skill.tier in (proposal.tier, GENERAL)]
+    near = [skill for skill in skills if _serves(skill, proposal.tier)]
     if not near:
         return None
     matrix = await embedder.embed([skill_text(proposal), *map(skill_text, near)])
@@ -49,7 +49,7 @@ def nearest_duplicate(
     same_words = normalised(proposal.principle)
     best: Duplicate | None = None
     for skill, similarity in zip(skills, (matrix @ vector).tolist(), strict=True):
-        if skill.tier not in (proposal.tier, GENERAL):
+        if not _serves(skill, proposal.tier):
             continue
         if not are_comparable(proposal.principle, skill.principle):
             continue
@@ -58,6 +58,10 @@ def nearest_duplicate(
         if similarity >= threshold and (best is None or similarity > best.similarity):
             best = Duplicate(skill, similarity)
     return best
+
+
+def _serves(skill: Skill, tier: str) -> bool:
+    return skill.tier in (tier, GENERAL) or tier in skill.also
 
 
 def are_comparable(first: str, second: str) -> bool:

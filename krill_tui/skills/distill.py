@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,32 @@ class DistillReport:
     failures: tuple[TeacherCall, ...]
     """Calls to the teacher that gave nothing."""
     calls: int
+
+
+def why_nothing(trajectories: Sequence[Trajectory], report: DistillReport, *, env: str, is_llm: bool) -> str:
+    """Why a distillation gave no skill, in a few words; empty where it gave one."""
+    if report.accepted:
+        return ""
+    said = []
+    if report.refused:
+        reasons = Counter(refused.reason for refused in report.refused)
+        said.append(f"all {len(report.refused)} proposals were refused, the first: {next(iter(reasons))}")
+    if report.failures:
+        said.append(f"{len(report.failures)} calls failed, the first: {report.failures[0].error}")
+    if not is_llm and not report.refused:
+        others = sum(trajectory.env != env for trajectory in trajectories)
+        own = [trajectory for trajectory in trajectories if trajectory.env == env]
+        stepless = sum(not trajectory.steps for trajectory in own)
+        if others:
+            said.append(f"{others} episodes are of another world than {env}")
+        if stepless:
+            said.append(f"{stepless} episodes hold no steps")
+        if stepless < len(own):
+            said.append(
+                f"the other {len(own) - stepless} do not show what the builtin teacher reads: where things are seen,"
+                " what is done with them, what won purchases share; an LLM teacher (--teacher openai) reads any text"
+            )
+    return "; ".join(said) or "the teacher proposed none"
 
 
 async def distill(

@@ -15,6 +15,7 @@ from krill_tui.models.base import Embedder
 from krill_tui.skill import GENERAL, Skill
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.text import skill_text
+from krill_tui.skills.tiers import tiers_for
 
 RetrievalMode = Literal["embedding", "template"]
 
@@ -74,6 +75,10 @@ class _Index:
     matrix: np.ndarray
     """[skills, dim], sorted by tier so that each tier is one block of rows."""
     rows: dict[str, slice]
+    order: np.ndarray
+    """[skills], the place of each in the bank."""
+    also: dict[str, list[int]]
+    """Category -> rows of the skills of other tiers that serve it too."""
 
 
 class Retriever:
@@ -85,7 +90,10 @@ class Retriever:
         embedder: Embedder,
         options: RetrievalOptions | None = None,
         count_tokens: Callable[[Skill], int] = estimate_tokens,
+        env: str = "",
     ) -> None:
+        """`env` is the world's name: with it, tiers of other projects reach the tasks they are for."""
+        self._env = env
         self._bank = bank
         self._embedder = embedder
         self._options = options or RetrievalOptions()
@@ -97,15 +105,16 @@ class Retriever:
         self._embedding: dict[str, asyncio.Lock] = {}
 
     async def select(self, task: str, category: str) -> Selection:
-        """Skills for a task description and its category (empty: general skills only)."""
+        """Skills for a task description and its category (empty: what the task's words tell, else general ones)."""
         index = await self._current_index()
         vector = await self._embed_task(task)
         options = self._options
-        chosen, left_out = self._best(index, GENERAL, vector, options.general_top_k)
+        general = index.rows.get(GENERAL)
+        chosen, left_out = self._best(index, general, vector, options.general_top_k)
         left = [(skill, score, "past general_top_k") for skill, score in left_out]
-        if category and category != GENERAL:
+        if rows := self._specific(index, task, category):
             in_order = options.mode == "template"
-            specific, left_out = self._best(index, category, vector, options.top_k, in_order=in_order)
+            specific, left_out = self._best(index, rows, vector, options.top_k, in_order=in_order)
             threshold = -math.inf if in_order else options.threshold
             chosen += [scored for scored in specific if scored[1] > threshold]
             for skill, score in specific + left_out:
@@ -115,15 +124,29 @@ class Retriever:
                     left.append((skill, score, "past top_k"))
         return self._within_budget(chosen, left, index.version)
 
+    def _specific(self, index: _Index, task: str, category: str) -> slice | list[int] | None:
+        """The rows of the skills for this task beside the general ones, in bank order."""
+        tiers = [tier for tier in tiers_for(task, category, index.rows, self._env) if tier != GENERAL]
+        also = index.also.get(category, [])
+        if len(tiers) == 1 and not also:
+            return index.rows[tiers[0]]
+        rows = {row for tier in tiers for row in range(index.rows[tier].start, index.rows[tier].stop)}
+        return sorted(rows.union(also), key=lambda row: index.order[row])
+
     @staticmethod
     def _best(
-        index: _Index, tier: str, vector: np.ndarray, count: int, *, in_order: bool = False
+        index: _Index,
+        rows: slice | list[int] | None,
+        vector: np.ndarray,
+        count: int,
+        *,
+        in_order: bool = False,
     ) -> tuple[list[tuple[Skill, float]], list[tuple[Skill, float]]]:
-        """(the `count` best of a tier, the next best), each with its score; or the first ones in bank order."""
-        rows = index.rows.get(tier)
+        """(the `count` best of these rows, the next best), each with its score; or the first ones."""
         if rows is None:
             return [], []
         scores = index.matrix[rows] @ vector
+        numbers = range(rows.start, rows.stop) if isinstance(rows, slice) else rows
         wanted = count + _LEFT_OUT_SHOWN
         if in_order:
             order = np.arange(min(wanted, len(scores)))
@@ -134,7 +157,7 @@ class Retriever:
             # Bank order among equals.
             near.sort()
             order = near[np.argsort(-scores[near], kind="stable")]
-        ranked = [(index.skills[rows.start + place], float(scores[place])) for place in order]
+        ranked = [(index.skills[numbers[place]], float(scores[place])) for place in order]
         return ranked[:count], ranked[count:]
 
     def _within_budget(
@@ -165,7 +188,9 @@ class Retriever:
             return old
         version = self._bank.version
         # A stable sort: bank order holds inside each tier.
-        skills = tuple(sorted(self._bank.skills(), key=lambda skill: skill.tier))
+        in_bank = self._bank.skills()
+        order = sorted(range(len(in_bank)), key=lambda place: in_bank[place].tier)
+        skills = tuple(in_bank[place] for place in order)
         texts = tuple(map(skill_text, skills))
         known = dict(zip(old.texts, old.matrix, strict=True)) if old is not None else {}
         missing = list(dict.fromkeys(text for text in texts if text not in known))
@@ -174,10 +199,13 @@ class Retriever:
         matrix = np.stack([known[text] for text in texts]) if texts else np.zeros((0, 0), np.float32)
         starts: dict[str, int] = {}
         rows: dict[str, slice] = {}
+        also: dict[str, list[int]] = {}
         for number, skill in enumerate(skills):
+            for category in skill.also:
+                also.setdefault(category, []).append(number)
             start = starts.setdefault(skill.tier, number)
             rows[skill.tier] = slice(start, number + 1)
-        self._index = _Index(version, skills, texts, matrix, rows)
+        self._index = _Index(version, skills, texts, matrix, rows, np.array(order), also)
         return self._index
 
     async def _embed_task(self, task: str) -> np.ndarray:
@@ -200,6 +228,7 @@ async def select_skills(
     embedder: Embedder,
     options: RetrievalOptions | None = None,
     count_tokens: Callable[[Skill], int] = estimate_tokens,
+    env: str = "",
 ) -> Selection:
     """One selection without a kept index; an engine keeps a `Retriever`."""
-    return await Retriever(bank, embedder, options, count_tokens).select(task, category)
+    return await Retriever(bank, embedder, options, count_tokens, env).select(task, category)

@@ -31,7 +31,12 @@ class AtomicStorage(Storage):
         return data
 
     def write(self, data: dict[str, dict[str, Any]]) -> None:
-        write_atomically(self._path, json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(self._path, bank_text(data))
+
+
+def bank_text(data: dict[str, dict[str, Any]]) -> str:
+    """The tables of a bank as its file holds them."""
+    return json.dumps(data, ensure_ascii=False, indent=1) + "\n"
 
 
 class WriteOnFlush(CachingMiddleware):

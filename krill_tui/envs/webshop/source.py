@@ -11,7 +11,7 @@ from random import Random
 
 from krill_tui.envs.base import Environment, StepResult
 from krill_tui.envs.webshop import pages, procedural
-from krill_tui.envs.webshop.catalogue import Catalogue, load_products
+from krill_tui.envs.webshop.catalogue import CATEGORIES, Catalogue, load_products
 from krill_tui.envs.webshop.expert import WebshopExpert
 from krill_tui.envs.webshop.goals import (
     SPLITS,
@@ -138,6 +138,12 @@ class WebshopSource:
             if can_be_met(self._files.by_asin[goal.asin], goal, self._files.prices[goal.asin]):
                 numbers[split_of(goal)].append(number)
         return numbers
+
+    def categories(self) -> tuple[str, ...]:
+        """Those of its goals."""
+        if self._files is None:
+            return CATEGORIES
+        return tuple(sorted({goal.category for goal in self._goals}))
 
     def splits(self) -> dict[str, int]:
         if self._files is None:

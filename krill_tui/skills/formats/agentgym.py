@@ -7,17 +7,16 @@ from typing import Any
 
 from krill_tui.io.text import clean_text
 from krill_tui.skills.formats.conversations import (
-    SHOPPING,
-    household_category,
     read_reward,
     read_steps,
     read_task,
     read_turns,
+    without_instruction,
 )
 from krill_tui.skills.formats.records import Refused, digest, utf8
+from krill_tui.skills.tiers import household_category, shopping_category
 from krill_tui.trajectory import StopReason, Trajectory
 
-_ACKNOWLEDGED = re.compile(r"\s*ok(ay)?\b", re.IGNORECASE)
 _TRAIN_GAMES = 2420
 """ALFWorld items below it are of the train split, the others of AgentGym's test, from `valid_train`."""
 
@@ -30,9 +29,7 @@ def from_agentgym(record: Any) -> Trajectory:
     """
     if not isinstance(record, dict):
         raise Refused("it is no object")
-    turns = read_turns(record.get("conversations"))
-    instructed = len(turns) > 1 and _ACKNOWLEDGED.match(turns[1][1]) and "Action:" not in turns[1][1]
-    steps, last = read_steps(turns[2:] if instructed else turns)
+    steps, last = read_steps(without_instruction(read_turns(record)))
     item = record.get("item_id")
     item = clean_text(utf8(item), 120) if isinstance(item, str) else ""
     env, task = read_task(steps[0].observation, household=item.startswith("alfworld_"))
@@ -46,7 +43,7 @@ def from_agentgym(record: Any) -> Trajectory:
         task_id=f"agentgym/{item or name}",
         split=_split(item),
         task=task,
-        category=household_category(item, task) if env == "alfworld" else SHOPPING,
+        category=household_category(item, task) if env == "alfworld" else shopping_category(task),
         steps=tuple(steps),
         final_observation=last,
         total_reward=reward,

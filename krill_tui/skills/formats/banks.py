@@ -1,52 +1,54 @@
-"""Skill banks of other projects: reading them all, writing what others read.
+"""Skill banks of other projects: reading them all.
 
 Read are Krill's own bank, the Rust project's (`general_skills`, `history`), the official SkillRL one
-(`general_skills` with `skill_id`, `common_mistakes`) and a plain list of skills.
+(`general_skills` with `skill_id`, `common_mistakes`), lists of skills, memories (title, description, content) or
+sentences, one a line too, and folders of SKILL.md files.
+
+What cannot be a skill is left out, counted and named; the rest is read.
 """
 
 from __future__ import annotations
 
-import json
-import uuid
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from krill_tui.errors import DataError
-from krill_tui.io.files import read_json, write_output
-from krill_tui.io.text import clean_text, markdown_text
-from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillStatus
-from krill_tui.skills.bank import SkillBank
-from krill_tui.skills.formats.records import problem
+from krill_tui.io.json_text import problem as json_problem
+from krill_tui.io.text import clean_text
+from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillStats, SkillStatus
+from krill_tui.skills.formats.memory_items import Item, memory_items
+from krill_tui.skills.formats.records import Unreadable, left_out, problem, read_values
+from krill_tui.skills.formats.skill_md import read_skill_files
+from krill_tui.skills.tiers import known_tier
 
-BankFormat = Literal["krill", "rust", "skillrl", "json"]
+BankFormat = Literal["krill", "rust", "skillrl", "json", "skill-md"]
 
-_SKILLRL_TIERS = {
-    "pick_and_place": "Pick",
-    "look_at_obj_in_light": "Look",
-    "examine": "Look",
-    "clean": "Clean",
-    "heat": "Heat",
-    "cool": "Cool",
-}
-_NAMESPACE = uuid.UUID("6a1f3c52-6b8e-5a5e-9d3f-2d9f6a0c7b41")
+WHY = " Why it happens: "
+"""Between what a mistake is and why it happens, in `when_to_apply`."""
+LIMITS = {"id": 60, "name": 120, "principle": 2000, "when_to_apply": 2000, "tier": 60}
+"""Characters that are kept."""
+_HINT = (
+    "known are Krill's own, the Rust project's, SkillRL's, lists of skills or memories, and SKILL.md files"
+)
+_LISTS = ("skills", "memories", "memory", "memory_items", "items", "insights", "rules")
+"""Keys under which some files hold their list."""
+
+_Read = TypeVar("_Read", bound=BaseModel)
 
 
-class BankFacts(BaseModel):
-    """What a bank file holds."""
+class LoadedBank(BaseModel):
+    """Skills read from a file, to be shown or copied into a bank."""
 
-    path: str
-    format: BankFormat
     skills: list[Skill]
     """In bank order, of all tiers and in every status."""
-    tiers: dict[str, int]
-    """Skills of each tier, general first."""
-    kinds: dict[str, int]
-    statuses: dict[str, int]
+    format: BankFormat
     cycle: int = 0
     """Evolution cycles behind it."""
     version: int = 0
@@ -55,17 +57,26 @@ class BankFacts(BaseModel):
     """Entries of its history."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """What the format knows besides."""
+    records: int = 0
+    """Records that could have been skills."""
+    refused: list[str] = Field(default_factory=list)
+    """Where each record stood that is none, and why."""
+    notes: list[str] = Field(default_factory=list)
+    """What was changed on the way."""
+
+    def told(self) -> str:
+        """What was left out and changed, in one line; empty where nothing was."""
+        return "; ".join(filter(None, [left_out(self.records, self.refused), *self.notes]))
 
 
-class LoadedBank(BaseModel):
-    """Skills read from a file, to be shown or copied into a bank."""
+class BankFacts(LoadedBank):
+    """What a bank file holds."""
 
-    skills: list[Skill]
-    format: BankFormat
-    cycle: int = 0
-    version: int = 0
-    history: int = 0
-    extra: dict[str, Any] = Field(default_factory=dict)
+    path: str
+    tiers: dict[str, int]
+    """Skills of each tier, general first."""
+    kinds: dict[str, int]
+    statuses: dict[str, int]
 
 
 class _Loose(BaseModel):
@@ -76,8 +87,8 @@ class _RustSkill(_Loose):
     id: str
     name: str
     principle: str
-    when_to_apply: str = ""
-    category: str | dict[str, str] = "General"
+    when_to_apply: str | None = ""
+    category: Any = "General"
 
 
 class _RustEntry(_Loose):
@@ -86,72 +97,46 @@ class _RustEntry(_Loose):
     evolution_cycle: int = 0
 
 
-class _RustBank(_Loose):
-    general_skills: list[_RustSkill]
-    task_specific_skills: dict[str, list[_RustSkill]] = {}
-    history: list[_RustEntry] = []
-    current_cycle: int = 0
-
-
 class _SkillrlSkill(_Loose):
     skill_id: str
     title: str
     principle: str
-    when_to_apply: str = ""
+    when_to_apply: str | None = ""
 
 
 class _SkillrlMistake(_Loose):
     mistake_id: str
     description: str
     how_to_avoid: str
-    why_it_happens: str = ""
-
-
-class _SkillrlBank(_Loose):
-    general_skills: list[_SkillrlSkill] = []
-    task_specific_skills: dict[str, list[_SkillrlSkill]] = {}
-    query_type_skills: dict[str, list[_SkillrlSkill]] = {}
-    common_mistakes: list[_SkillrlMistake] = []
-    metadata: dict[str, Any] = {}
+    why_it_happens: str | None = ""
 
 
 class _PlainSkill(_Loose):
-    id: str = ""
-    name: str = ""
-    title: str = ""
+    id: str | int = ""
+    name: str | None = ""
+    title: str | None = ""
     principle: str
-    when_to_apply: str = ""
+    when_to_apply: str | None = ""
     tier: str = ""
+    also: tuple[str, ...] = ()
     category: str | dict[str, str] = ""
     kind: SkillKind = SkillKind.STRATEGY
     status: SkillStatus = SkillStatus.ACTIVE
 
 
 def load_bank(path: str | Path) -> LoadedBank:
-    """Read a bank of any known format; its text is cleaned to printable lines.
+    """Read a bank of any known format, or a folder of SKILL.md files; its text is cleaned to printable lines.
 
     Raises:
-        DataError: missing, unreadable, or no bank of a known format; one line that says what is wrong.
+        DataError: missing, unreadable, no bank of a known format, or none of its records is a skill; one line.
     """
     path = Path(path)
-    data = read_json(path)
-    try:
-        if isinstance(data, list):
-            return _read_plain(data)
-        if isinstance(data, dict) and isinstance(data.get("skills"), list):
-            return _read_plain(data["skills"])
-        if isinstance(data, dict) and ("meta" in data or "skills" in data):
-            return _read_krill(path)
-        if isinstance(data, dict) and _looks_like_skillrl(data):
-            return _read_skillrl(_SkillrlBank.model_validate(data))
-        if isinstance(data, dict) and "general_skills" in data:
-            return _read_rust(_RustBank.model_validate(data))
-    except ValidationError as error:
-        raise DataError(f"{path}: is no skill bank: {problem(error)}") from None
-    raise DataError(
-        f"{path}: is no skill bank of a known format",
-        hint="known are Krill's own, the Rust project's, SkillRL's, and a JSON list of skills",
-    )
+    found = _Found()
+    if os.path.isdir(path) or path.suffix.lower() == ".md":
+        for place, item in read_skill_files(path):
+            found.take(place, item, _from_item)
+        return _checked(path, found.bank("skill-md"))
+    return _checked(path, _read(path, read_values(path), found))
 
 
 def inspect_bank(path: str | Path) -> BankFacts:
@@ -164,134 +149,238 @@ def inspect_bank(path: str | Path) -> BankFacts:
     tiers = Counter(skill.tier for skill in bank.skills)
     ordered = sorted(tiers, key=lambda tier: tier != GENERAL)
     return BankFacts(
+        **dict(bank),
         path=str(path),
-        format=bank.format,
-        skills=bank.skills,
         tiers={tier: tiers[tier] for tier in ordered},
         kinds=dict(Counter(skill.kind.value for skill in bank.skills)),
         statuses=dict(Counter(skill.status.value for skill in bank.skills)),
-        cycle=bank.cycle,
-        version=bank.version,
-        history=bank.history,
-        extra=bank.extra,
     )
 
 
-def write_rust(path: str | Path, skills: Sequence[Skill], *, cycle: int = 0) -> None:
-    """The Rust project's bank: active skills only, as it has no status; their ids become UUIDs.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    active = [skill for skill in skills if skill.status is SkillStatus.ACTIVE]
-    tiers: dict[str, list[dict[str, Any]]] = {}
-    for skill in active:
-        if skill.tier != GENERAL:
-            tiers.setdefault(skill.tier, []).append(_rust_skill(skill))
-    bank = {
-        "general_skills": [_rust_skill(skill) for skill in active if skill.tier == GENERAL],
-        "task_specific_skills": tiers,
-        "history": [
-            {
-                "skill_id": _rust_id(skill),
-                "added_at": _rfc3339(skill.created),
-                "evolution_cycle": skill.origin.cycle,
-            }
-            for skill in active
-        ],
-        "current_cycle": cycle,
-    }
-    write_output(Path(path), json.dumps(bank, ensure_ascii=False, indent=2) + "\n")
+def _checked(path: Path, bank: LoadedBank) -> LoadedBank:
+    if bank.records and not bank.skills:
+        more = f" (and {len(bank.refused) - 1} more records)" if len(bank.refused) > 1 else ""
+        raise DataError(f"{path}: is no skill bank: {bank.refused[0]}{more}", hint=_HINT)
+    return bank
 
 
-def write_json(path: str | Path, skills: Sequence[Skill]) -> None:
-    """A list of skills with every field of ours.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    data = [skill.model_dump(mode="json") for skill in skills]
-    write_output(Path(path), json.dumps(data, ensure_ascii=False, indent=2) + "\n")
-
-
-def write_markdown(path: str | Path, skills: Sequence[Skill]) -> None:
-    """A page for people, a section for each tier; whatever a skill's text holds shows as plain text.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    lines = ["# Skill bank", ""]
-    tiers = dict.fromkeys(skill.tier for skill in skills)
-    for tier in sorted(tiers, key=lambda tier: tier != GENERAL):
-        members = [skill for skill in skills if skill.tier == tier]
-        lines += [f"## {markdown_text(tier)} ({len(members)})", ""]
-        for skill in members:
-            notes = [skill.kind.value] + (
-                [skill.status.value] if skill.status is not SkillStatus.ACTIVE else []
-            )
-            lines.append(
-                f"- **{markdown_text(skill.name)}** (`{skill.id}`, {', '.join(notes)}): "
-                f"{markdown_text(skill.principle)}"
-            )
-            if skill.when_to_apply:
-                lines.append(f"  Apply when: {markdown_text(skill.when_to_apply)}")
-        lines.append("")
-    write_output(Path(path), "\n".join(lines))
+def _read(path: Path, data: Any, found: _Found) -> LoadedBank:
+    if isinstance(data, list):
+        return _read_list(found, data)
+    if isinstance(data, dict):
+        for key in _LISTS:
+            if isinstance(data.get(key), list):
+                return _read_list(found, data[key])
+        if "meta" in data or isinstance(data.get("skills"), dict):
+            return _read_krill(path, found, data)
+        if _looks_like_skillrl(data):
+            return _read_skillrl(found, data)
+        if "general_skills" in data:
+            return _read_rust(found, data)
+    raise DataError(f"{path}: is no skill bank of a known format", hint=_HINT)
 
 
-def _read_krill(path: Path) -> LoadedBank:
-    bank = SkillBank.open(path)
-    loaded = LoadedBank(
-        skills=bank.skills(active_only=False),
-        format="krill",
-        cycle=bank.cycle,
-        version=bank.version,
-        history=len(bank.history()),
+@dataclass
+class _Found:
+    """The skills of a file so far, and what was none."""
+
+    skills: list[Skill] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    records: int = 0
+    renamed: int = 0
+    cut: int = 0
+    ids: dict[str, Skill] = field(default_factory=dict)
+
+    def refuse(self, place: str, reason: str) -> None:
+        self.refused.append(f"{clean_text(place, 80)}{'.' if _names_a_field(reason) else ': '}{reason}")
+
+    def read(self, place: str, model: type[_Read], record: Any) -> _Read | None:
+        """The record as `model`; None where it is none, which is noted."""
+        self.records += 1
+        if isinstance(record, Unreadable):
+            self.refuse(place, record.reason)
+        elif fault := json_problem(record):
+            self.refuse(place, fault)
+        else:
+            try:
+                return model.model_validate(record)
+            except ValidationError as error:
+                self.refuse(place, problem(error))
+        return None
+
+    def take(self, place: str, item: Item | str, make: Callable[[Item], dict[str, Any]]) -> None:
+        """One skill of a file that is no JSON, or the reason why it is none."""
+        self.records += 1
+        if isinstance(item, str):
+            self.refuse(place, item)
+        else:
+            self.add(place, **make(item))
+
+    def add(self, place: str, **fields: Any) -> None:
+        """One skill, its text cleaned; one without a name or a principle is none."""
+        for key, limit in LIMITS.items():
+            text = clean_text(fields.get(key) or "", 1_000_000)
+            self.cut += len(text) > limit
+            fields[key] = clean_text(text, limit)
+        tier, also = known_tier(fields["tier"])
+        given = (clean_text(category, 60) for category in fields.get("also", ()))
+        fields["tier"] = tier or GENERAL
+        fields["also"] = tuple(dict.fromkeys(c for c in (*also, *given) if c and c != tier))
+        if not fields["name"] or not fields["principle"]:
+            self.refuse(place, f"it has no {'principle' if fields['name'] else 'name'}")
+            return
+        fields["id"] = fields["id"] or f"skill_{len(self.skills) + 1:03d}"
+        skill = Skill(**fields)
+        if (other := self.ids.get(skill.id)) is not None:
+            if (other.tier, other.name, other.principle) == (skill.tier, skill.name, skill.principle):
+                self.refuse(place, f"the same as an earlier record, {skill.id}")
+                return
+            number = 2
+            while (id_ := f"{skill.id[:54]}-{number}") in self.ids:
+                number += 1
+            self.renamed += 1
+            skill = skill.model_copy(update={"id": id_})
+        self.ids[skill.id] = skill
+        self.skills.append(skill)
+
+    def bank(self, format: BankFormat, **facts: Any) -> LoadedBank:
+        notes = []
+        if self.renamed:
+            notes.append(f"{self.renamed} ids stood twice and were changed")
+        if self.cut:
+            notes.append(f"{self.cut} texts were longer than Krill keeps and were cut")
+        return LoadedBank(
+            skills=self.skills,
+            format=format,
+            records=self.records,
+            refused=self.refused,
+            notes=notes,
+            **facts,
+        )
+
+
+def _names_a_field(reason: str) -> bool:
+    """Whether a reason of pydantic begins with the field that it is about."""
+    return ": " in reason and " " not in reason.split(": ", 1)[0] and not reason.startswith("line ")
+
+
+def _read_krill(path: Path, found: _Found, data: dict[str, Any]) -> LoadedBank:
+    tables = [data.get(name) or {} for name in ("skills", "history", "meta")]
+    if not all(isinstance(table, dict) for table in tables):
+        raise DataError(f"{path}: is not a skill bank of Krill: its tables cannot be read")
+    skills, history, meta = tables
+    for number, record in sorted(skills.items(), key=lambda entry: _number(entry[0])):
+        skill = found.read(f"skills.{number}", Skill, record)
+        if skill is not None:
+            found.add(f"skills.{number}", **_our_fields(skill))
+    facts = next((entry for entry in meta.values() if isinstance(entry, dict)), {})
+    counts = [facts.get(name) for name in ("version", "cycle")]
+    if not all(isinstance(count, int) and abs(count) < 2**53 for count in counts):
+        if not found.skills:
+            raise DataError(f"{path}: is not a skill bank of Krill: it has no version")
+        counts = [0, 0]
+    extra = {"metadata": facts["metadata"]} if isinstance(facts.get("metadata"), dict) else {}
+    return found.bank("krill", version=counts[0], cycle=counts[1], history=len(history), extra=extra)
+
+
+def _number(name: str) -> tuple[int, str]:
+    """Document numbers in their order; what is none comes last."""
+    return (int(name), "") if name.isascii() and name.isdigit() and len(name) < 16 else (2**60, name)
+
+
+def _our_fields(skill: Skill) -> dict[str, Any]:
+    origin = skill.origin
+    cleaned = SkillOrigin(
+        phase=clean_text(origin.phase, 40),
+        cycle=_bounded(origin.cycle),
+        trajectories=tuple(clean_text(name, 200) for name in origin.trajectories),
+        author=clean_text(origin.author, 80),
     )
-    bank.close()
-    return loaded
+    stats = SkillStats(**{name: max(0, _bounded(count)) for name, count in dict(skill.stats).items()})
+    version = _bounded(skill.version)
+    return {**dict(skill), "origin": cleaned, "stats": stats, "version": version}
 
 
-def _read_rust(bank: _RustBank) -> LoadedBank:
-    entries = {entry.skill_id: entry for entry in bank.history}
-    placed = [(GENERAL, skill) for skill in bank.general_skills]
-    placed += [(tier, skill) for tier, members in bank.task_specific_skills.items() for skill in members]
-    skills = []
-    for tier, skill in placed:
+def _bounded(number: int) -> int:
+    return max(-(2**53), min(number, 2**53))
+
+
+def _members(found: _Found, data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+    """(place, record) of a list of the file; anything else under its key is noted."""
+    members = data.get(key)
+    if isinstance(members, list):
+        return [(f"{key}.{number}", record) for number, record in enumerate(members)]
+    if members is not None:
+        found.records += 1
+        found.refuse(key, "it is no list")
+    return []
+
+
+def _tiered(found: _Found, data: dict[str, Any], key: str) -> Iterable[tuple[str, str, Any]]:
+    """(place, tier, record) of an object of lists."""
+    tiers = data.get(key)
+    if not isinstance(tiers, dict):
+        if tiers is not None:
+            found.records += 1
+            found.refuse(key, "it is no object of lists")
+        return []
+    return [
+        (f"{key}.{place}", tier, record) for tier in tiers for place, record in _members(found, tiers, tier)
+    ]
+
+
+def _read_rust(found: _Found, data: dict[str, Any]) -> LoadedBank:
+    entries: dict[str, _RustEntry] = {}
+    history = data.get("history") if isinstance(data.get("history"), list) else []
+    for record in history or []:
+        try:
+            entry = _RustEntry.model_validate(record)
+            entries[entry.skill_id] = entry
+        except ValidationError:
+            continue  # a skill without its date is still a skill
+    placed = [(place, GENERAL, record) for place, record in _members(found, data, "general_skills")]
+    for place, tier, record in [*placed, *_tiered(found, data, "task_specific_skills")]:
+        skill = found.read(place, _RustSkill, record)
+        if skill is None:
+            continue
         entry = entries.get(skill.id)
         added = _seconds(entry.added_at) if entry else 0.0
-        skills.append(
-            _skill(
-                id=skill.id,
-                name=skill.name,
-                principle=skill.principle,
-                when_to_apply=skill.when_to_apply,
-                tier=tier,
-                origin=SkillOrigin(author="rust bank", cycle=entry.evolution_cycle if entry else 0),
-                created=added,
-                updated=added,
-            )
+        found.add(
+            place,
+            **skill.model_dump(include={"id", "name", "principle", "when_to_apply"}),
+            tier=tier,
+            origin=SkillOrigin(author="rust bank", cycle=_bounded(entry.evolution_cycle) if entry else 0),
+            created=added,
+            updated=added,
         )
-    return LoadedBank(skills=skills, format="rust", cycle=bank.current_cycle, history=len(bank.history))
+    cycle = data.get("current_cycle")
+    cycle = _bounded(cycle) if isinstance(cycle, int) else 0
+    return found.bank("rust", cycle=cycle, history=len(history or []))
 
 
 def _looks_like_skillrl(data: dict[str, Any]) -> bool:
     if "common_mistakes" in data or "query_type_skills" in data:
         return True
-    general = data.get("general_skills")
-    first = general[0] if isinstance(general, list) and general else None
+    tiers = data.get("task_specific_skills")
+    lists = [data.get("general_skills"), *(tiers.values() if isinstance(tiers, dict) else ())]
+    first = next((record for members in lists if isinstance(members, list) for record in members), None)
     return isinstance(first, dict) and "skill_id" in first
 
 
-def _read_skillrl(bank: _SkillrlBank) -> LoadedBank:
+def _read_skillrl(found: _Found, data: dict[str, Any]) -> LoadedBank:
     origin = SkillOrigin(author="skillrl bank")
-    categories = {**bank.task_specific_skills, **bank.query_type_skills}
-    placed = [(GENERAL, skill) for skill in bank.general_skills]
-    placed += [
-        (_SKILLRL_TIERS.get(name, name), skill) for name, members in categories.items() for skill in members
-    ]
-    skills = [
-        _skill(
+    placed = [(place, GENERAL, record) for place, record in _members(found, data, "general_skills")]
+    for key in ("task_specific_skills", "query_type_skills"):
+        placed += _tiered(found, data, key)
+    categories: Counter[str] = Counter()
+    for place, tier, record in placed:
+        skill = found.read(place, _SkillrlSkill, record)
+        if skill is None:
+            continue
+        if tier != GENERAL:
+            categories[tier] += 1
+        found.add(
+            place,
             id=skill.skill_id,
             name=skill.title,
             principle=skill.principle,
@@ -299,55 +388,74 @@ def _read_skillrl(bank: _SkillrlBank) -> LoadedBank:
             tier=tier,
             origin=origin,
         )
-        for tier, skill in placed
-    ]
-    skills += [
-        _skill(
+    mistakes = 0
+    for place, record in _members(found, data, "common_mistakes"):
+        mistake = found.read(place, _SkillrlMistake, record)
+        if mistake is None:
+            continue
+        mistakes += 1
+        why = clean_text(mistake.why_it_happens or "")
+        found.add(
+            place,
             id=mistake.mistake_id,
-            name=clean_text(mistake.description, 60),
+            name=_short_name(mistake.description),
             principle=mistake.how_to_avoid,
-            when_to_apply=mistake.description,
+            when_to_apply=clean_text(mistake.description) + (f"{WHY}{why}" if why else ""),
             tier=GENERAL,
             kind=SkillKind.LESSON,
             origin=origin,
         )
-        for mistake in bank.common_mistakes
-    ]
-    extra: dict[str, Any] = {
-        "categories": {name: len(members) for name, members in categories.items()},
-        "common_mistakes": len(bank.common_mistakes),
-        "metadata": bank.metadata,
-    }
-    return LoadedBank(skills=skills, format="skillrl", extra=extra)
+    metadata = data.get("metadata")
+    extra: dict[str, Any] = {"categories": dict(categories), "common_mistakes": mistakes}
+    if isinstance(metadata, dict) and not json_problem(metadata):
+        extra["metadata"] = metadata
+    return found.bank("skillrl", extra=extra)
 
 
-def _read_plain(items: list[Any]) -> LoadedBank:
-    ours = TypeAdapter(list[Skill])
-    try:
-        return LoadedBank(
-            skills=[_skill(**dict(skill)) for skill in ours.validate_python(items)], format="json"
+def _read_list(found: _Found, items: list[Any]) -> LoadedBank:
+    for number, record in enumerate(items):
+        place = str(number)
+        if isinstance(record, dict) and {"id", "origin", "stats"} <= record.keys():
+            skill = found.read(place, Skill, record)
+            if skill is not None:
+                found.add(place, **_our_fields(skill))
+            continue
+        if (memories := memory_items(record)) is not None:
+            for memory in memories:
+                found.take(place, memory, _from_item)
+            continue
+        plain = found.read(place, _PlainSkill, record)
+        if plain is None:
+            continue
+        found.add(
+            place,
+            id=str(plain.id) or f"skill_{number + 1:03d}",
+            name=plain.name or plain.title or _short_name(plain.principle),
+            principle=plain.principle,
+            when_to_apply=plain.when_to_apply,
+            tier=plain.tier or _rust_tier(plain.category),
+            also=plain.also,
+            kind=plain.kind,
+            status=plain.status,
         )
-    except ValidationError:
-        plain = TypeAdapter(list[_PlainSkill]).validate_python(items)
-    skills = [
-        _skill(
-            id=skill.id or f"skill_{number:03d}",
-            name=skill.name or skill.title or clean_text(skill.principle, 60),
-            principle=skill.principle,
-            when_to_apply=skill.when_to_apply,
-            tier=skill.tier or _rust_tier(skill.category),
-            kind=skill.kind,
-            status=skill.status,
-        )
-        for number, skill in enumerate(plain, start=1)
-    ]
-    return LoadedBank(skills=skills, format="json")
+    return found.bank("json")
 
 
-def _skill(**fields: Any) -> Skill:
-    for key, limit in (("id", 60), ("name", 120), ("principle", 2000), ("when_to_apply", 2000), ("tier", 60)):
-        fields[key] = clean_text(fields[key], limit)
-    return Skill(**{**fields, "tier": fields["tier"] or GENERAL})
+def _from_item(item: Item) -> dict[str, Any]:
+    name = item.name or _short_name(item.principle)
+    return {**dict(item), "name": name, "kind": SkillKind(item.kind), "status": SkillStatus(item.status)}
+
+
+def _short_name(text: str) -> str:
+    """A name for what is only a sentence: all of it where there is room, else its first clauses, else its first words."""
+    text = clean_text(text, 1_000_000)
+    if len(text) <= LIMITS["name"]:
+        return text
+    start = text[: LIMITS["name"]]
+    for end in (". ", "; ", ", ", " "):
+        if (place := start.rfind(end)) > 30:
+            return start[:place]
+    return start
 
 
 def _rust_tier(category: str | dict[str, str]) -> str:
@@ -356,32 +464,9 @@ def _rust_tier(category: str | dict[str, str]) -> str:
     return GENERAL if category.casefold() in ("", GENERAL) else category
 
 
-def _rfc3339(seconds: float) -> str:
-    try:
-        moment = datetime.fromtimestamp(seconds, UTC)
-    except (OverflowError, OSError, ValueError):
-        moment = datetime.fromtimestamp(0, UTC)
-    return moment.isoformat().replace("+00:00", "Z")
-
-
 def _seconds(moment: datetime) -> float:
     """Unix seconds; a time without a zone is taken as UTC."""
     try:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (OverflowError, ValueError):
         return 0.0
-
-
-def _rust_id(skill: Skill) -> str:
-    return str(uuid.uuid5(_NAMESPACE, f"{skill.id}/{skill.created}/{skill.name}"))
-
-
-def _rust_skill(skill: Skill) -> dict[str, Any]:
-    return {
-        "id": _rust_id(skill),
-        "name": skill.name,
-        "principle": skill.principle,
-        "when_to_apply": skill.when_to_apply,
-        "category": "General" if skill.tier == GENERAL else {"TaskSpecific": skill.tier},
-        "embedding": None,
-    }

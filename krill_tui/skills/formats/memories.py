@@ -6,8 +6,8 @@ from typing import Any
 
 from krill_tui.envs.alfworld.text import task_sentence
 from krill_tui.io.text import clean_text
-from krill_tui.skills.formats.conversations import SHOPPING, household_category
 from krill_tui.skills.formats.records import Loose, Refused, digest, unsaid_stop, validated
+from krill_tui.skills.tiers import household_category, shopping_category
 from krill_tui.trajectory import Step, Trajectory
 
 _WON = {"success": True, "failure": False, "failed": False}
@@ -69,7 +69,7 @@ def from_memory(record: Any) -> Trajectory:
         task_id=f"skillrl/{origin}",
         split="",
         task=task,
-        category=household_category("", task) if env == "alfworld" else SHOPPING,
+        category=household_category("", task) if env == "alfworld" else shopping_category(task),
         steps=tuple(steps),
         total_reward=float(won),
         success=won,

@@ -13,12 +13,17 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from krill_tui.errors import DataError
-from krill_tui.io.files import read_json
+from krill_tui.io.files import read_text
+from krill_tui.io.json_text import NotJson, loads_leniently
+from krill_tui.io.json_text import problem as json_problem
 from krill_tui.io.text import clean_text
 from krill_tui.trajectory import StopReason
 
 Converted = TypeVar("Converted")
 Model = TypeVar("Model", bound=BaseModel)
+
+
+_REASONS_TOLD = 3
 
 
 class Refused(Exception):
@@ -47,6 +52,25 @@ class ConvertReport(Generic[Converted]):
     def converted(self) -> int:
         return len(self.trajectories)
 
+    def told(self) -> str:
+        """What was left out, in one line; empty where nothing was."""
+        return left_out(self.read, [f"record {index}: {why}" for index, why in self.refused])
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that is not even JSON."""
+
+    reason: str
+
+
+def left_out(read: int, reasons: Sequence[str]) -> str:
+    """`2 of 9 records left out: …` with the first reasons; empty where there are none."""
+    if not reasons:
+        return ""
+    more = f"; and {len(reasons) - _REASONS_TOLD} more" if len(reasons) > _REASONS_TOLD else ""
+    return f"{len(reasons)} of {read} records left out: {'; '.join(reasons[:_REASONS_TOLD])}{more}"
+
 
 def convert_each(
     records: Sequence[Any],
@@ -56,6 +80,16 @@ def convert_each(
     limit: int | None = None,
 ) -> ConvertReport[Converted]:
     """Convert until there are `limit`; of records with the same key the first is kept."""
+
+    def converted_or_refused(record: Any) -> Converted:
+        if isinstance(record, Unreadable):
+            raise Refused(record.reason)
+        converted = convert(record)
+        # A number that is none may stand in a field that the conversion does not look at.
+        if fault := json_problem(record):
+            raise Refused(fault)
+        return converted
+
     found: dict[str, Converted] = {}
     refused: list[tuple[int, str]] = []
     read = 0
@@ -64,7 +98,7 @@ def convert_each(
             break
         read += 1
         try:
-            converted = convert(record)
+            converted = converted_or_refused(record)
         except Refused as reason:
             refused.append((index, clean_text(str(reason), 300)))
             continue
@@ -75,38 +109,56 @@ def convert_each(
     return ConvertReport(read, tuple(found.values()), tuple(refused), len(records) - read)
 
 
-def read_records(path: Path) -> list[Any]:
-    """The records of a JSON list, or of one JSON value a line where the file's name ends in `.jsonl`.
+def read_values(path: Path) -> Any:
+    """The JSON value of a file; a list of them where it holds one a line (its name ends in `.jsonl`, or it does so).
 
-    A last line that breaks off (the writer was killed) is left out.
+    Of a file of lines, one that is not JSON is an `Unreadable` in the list; a last line that breaks off (the writer
+    was killed) is left out.
+
+    Raises:
+        DataError: missing, unreadable, or not JSON.
+    """
+    if path.suffix == ".jsonl":
+        return _read_lines(path)
+    try:
+        return loads_leniently(read_text(path))
+    except NotJson as error:
+        if error.extra:
+            lines = _read_lines(path)
+            if sum(not isinstance(line, Unreadable) for line in lines) > 1:
+                return lines
+        raise DataError(f"{path}: {error.told()}") from None
+
+
+def read_records(path: Path) -> list[Any]:
+    """The records of a file: `read_values`, where that is a list.
 
     Raises:
         DataError: missing, unreadable, or no list.
     """
-    if path.suffix != ".jsonl":
-        data = read_json(path)
-        if isinstance(data, list):
-            return data
-        raise DataError(f"{path}: holds no list of trajectories")
+    data = read_values(path)
+    if isinstance(data, list):
+        return data
+    raise DataError(f"{path}: holds no list of trajectories")
+
+
+def _read_lines(path: Path) -> list[Any]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is not UTF-8 text") from None
-    lines = text.split("\n")
-    records = []
+    records: list[Any] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except (ValueError, RecursionError):
-            if number == len(lines):
-                break
-            raise DataError(f"{path}: line {number} is not JSON") from None
+            records.append(loads_leniently(line))
+        except NotJson as error:
+            if number < len(lines):
+                place = error.told().replace("at line 1 column", "at column")
+                records.append(Unreadable(f"line {number} {place}"))
     return records
 
 

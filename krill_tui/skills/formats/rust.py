@@ -9,8 +9,8 @@ from pydantic import FiniteFloat
 
 from krill_tui.envs.alfworld.text import CATEGORIES
 from krill_tui.io.text import clean_text
-from krill_tui.skills.formats.conversations import SHOPPING, household_category
 from krill_tui.skills.formats.records import Loose, Refused, digest, finite, unsaid_stop, validated
+from krill_tui.skills.tiers import SHOPPING, household_category, shopping_category
 from krill_tui.trajectory import Step, StopReason, TokenCounts, Trajectory
 
 _NAMESPACE = uuid.UUID("b0a5f6d2-52f7-5d0c-8f0e-1c1f4f0f2a6e")
@@ -118,7 +118,8 @@ def to_rust(trajectory: Trajectory) -> dict[str, Any]:
 
 def _category(env: str, category: str, task: str) -> str:
     if env == "webshop":
-        return clean_text(category, 80) or SHOPPING
+        # The Rust project knows only one category of shopping tasks.
+        return shopping_category(task) if category in ("", SHOPPING) else clean_text(category, 80)
     return category if category in CATEGORIES else household_category(category, task)
 
 

@@ -1,4 +1,7 @@
-"""Trajectory files: ours, the Rust project's, ETO's and AgentGym's conversations, SkillRL's memories."""
+"""Trajectory files: ours, the Rust project's, conversations (ETO, AgentGym, chat messages), SkillRL's memories.
+
+What cannot be an episode is left out, counted and named; the rest is read.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 from krill_tui.errors import DataError
 from krill_tui.io.files import write_output
 from krill_tui.skills.formats.agentgym import from_agentgym
-from krill_tui.skills.formats.eto import from_eto
+from krill_tui.skills.formats.conversations import TURNS
+from krill_tui.skills.formats.eto import from_eto, from_messages
 from krill_tui.skills.formats.memories import from_memory
 from krill_tui.skills.formats.records import ConvertReport, Refused, convert_each, read_records, validated
 from krill_tui.skills.formats.rust import from_rust, to_rust
@@ -22,42 +26,41 @@ FOREIGN: Mapping[str, Callable[[Any], Trajectory]] = {
     "rust": from_rust,
     "skillrl": from_memory,
     "agentgym": from_agentgym,
+    "messages": from_messages,
 }
 """What reads a record, by the format's name on the command line."""
 
 DEFAULT_MAX = {"eto": 100}
 """How many records are converted where nobody says; all of the other formats."""
 
-_LENIENT = ("eto", "agentgym", "skillrl")
-
 
 def load_trajectories(path: str | Path) -> list[Trajectory]:
+    """The trajectories of `read_trajectories`, where nobody asks what was left out."""
+    return list(read_trajectories(path).trajectories)
+
+
+def read_trajectories(path: str | Path) -> ConvertReport[Trajectory]:
     """Read a JSON list or one JSON object a line, in any known format; a run folder means its own.
 
-    A last line that breaks off (the writer was killed) is left out. Of conversations and memories, records
-    that cannot be converted are left out; `convert_file` says which and why.
+    A last line that breaks off (the writer was killed) is left out, and so is a record that is no trajectory.
 
     Raises:
-        DataError: missing, unreadable, of no known format, or a record is wrong; says which one.
+        DataError: missing, unreadable, of no known format, or not one record is a trajectory; says why.
     """
     path = _file(path)
     records = read_records(path)
-    if not records:
-        return []
-    kind = kind_of(records[0]) or "krill"
-    if kind in _LENIENT:
-        report = convert_each(records, FOREIGN[kind], key=_id)
-        if not report.trajectories:
-            raise DataError(f"{path}: no record can be converted; record 0: {report.refused[0][1]}")
-        return list(report.trajectories)
-    read = FOREIGN.get(kind, _from_krill)
-    trajectories: list[Trajectory] = []
-    for index, record in enumerate(records):
-        try:
-            trajectories.append(read(record))
-        except Refused as reason:
-            raise DataError(f"{path}: record {index} is no trajectory: {reason}") from None
-    return trajectories
+    usual = next((kind for record in records if (kind := kind_of(record))), "krill")
+
+    def convert(record: Any) -> Trajectory:
+        return FOREIGN.get(kind_of(record) or usual, _from_krill)(record)
+
+    report = convert_each(records, convert, key=_id)
+    if records and not report.trajectories:
+        index, why = report.refused[0]
+        if usual in FOREIGN and usual != "rust":
+            raise DataError(f"{path}: no record can be converted; record {index}: {why}")
+        raise DataError(f"{path}: record {index} is no trajectory: {why}")
+    return report
 
 
 def save_trajectories(path: str | Path, trajectories: Sequence[Trajectory]) -> None:
@@ -113,8 +116,8 @@ def kind_of(record: Any) -> str | None:
     """The format that a record's fields tell: `krill` or a key of `FOREIGN`; None where they tell none."""
     if not isinstance(record, dict):
         return None
-    if "conversations" in record:
-        return "agentgym" if "item_id" in record else "eto"
+    if turns := next((key for key in TURNS if key in record), None):
+        return "agentgym" if "item_id" in record else "messages" if turns == "messages" else "eto"
     if "memory_id" in record:
         return "skillrl"
     if "task_description" in record:
