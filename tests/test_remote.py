@@ -251,7 +251,9 @@ async def test_a_server_that_is_not_there_is_one_line_with_a_hint() -> None:
     async with serving(Household()) as url:
         pass
     env = HttpSource(url).open(Task(id="t", env="alfworld", split="train", ref="x"))
-    with pytest.raises(EnvironmentFailure, match=r"no connection \(is the server running\?"):
+    with pytest.raises(
+        EnvironmentFailure, match=r"no connection: connection refused \(is the server running\?"
+    ):
         await env.reset()
     await env.close()
 

@@ -51,6 +51,18 @@ class EnvConfig(Settings):
     """Live server; empty: http://localhost:3000 (ALFWorld) or :3001 (WebShop)."""
     protocol: Literal["krill", "agentgym", "site"] = "krill"
     """Of the live server: Krill's own, AgentGym's, or the pages of the unmodified WebShop site."""
+    timeout: float | None = Field(default=None, gt=0, le=86400)
+    """Seconds an answer of the live server may take; empty: 60, and 300 for AgentGym's households, which are slow to
+    begin a game."""
+    max_calls: int | None = Field(default=None, ge=1, le=4096)
+    """Calls to the live server at once, over all episodes; empty: one for each episode, and a single one for
+    AgentGym's households, whose server answers one after the other."""
+    game_ranges: dict[str, tuple[int, int]] = {}
+    """Live servers that number their games (agentgym, site): each split's first and last number, e.g.
+    `{"test": [0, 499], "train": [1500, 12086]}`; empty: the protocol's own."""
+    human_goals: bool = False
+    """WebShop's genuine product files: ask for what people asked for, as the paper's test does, instead of one goal
+    for each combination of options."""
     world_size: Literal["small", "full"] = "full"
     """Size of procedural households; `full` is like the dataset."""
     max_steps: int = Field(default=50, ge=1, le=1000)

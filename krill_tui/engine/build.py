@@ -35,7 +35,16 @@ def build_source(config: KrillConfig) -> TaskSource:
         from krill_tui.envs.remote import HttpSource
 
         url = env.url or LIVE_SERVERS[env.name]
-        return HttpSource(url, env=env.name, protocol=env.protocol, max_steps=env.max_steps)
+        return HttpSource(
+            url,
+            env=env.name,
+            protocol=env.protocol,
+            timeout=env.timeout,
+            max_calls=env.max_calls,
+            game_ranges=env.game_ranges,
+            concurrency=env.concurrency,
+            max_steps=env.max_steps,
+        )
     if env.name == "webshop":
         return _build_shop(config)
     return open_source(
@@ -61,6 +70,7 @@ def _build_shop(config: KrillConfig) -> TaskSource:
         data_dir=Path(env.webshop_data) if env.webshop_data else None,
         observation_mode=env.observation_mode,
         genuine=env.genuine,
+        human_goals=env.human_goals,
         max_steps=env.max_steps,
     )
 

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from krill_tui.envs.alfworld.text import CATEGORY_OF_TYPE
 from krill_tui.envs.base import StepResult
+from krill_tui.envs.clients.calls import LONGEST_WORDS, ServerRefused
 from krill_tui.envs.clients.common import WON_REWARD, RemoteEnvironment, described
 from krill_tui.envs.webshop.pages import action_list
-from krill_tui.errors import EnvironmentFailure
+from krill_tui.io.text import one_line
 
 WELCOME = "-= Welcome to TextWorld, ALFRED! =-"
 """First paragraph of every household game; the server leaves it out."""
@@ -77,7 +78,8 @@ class HouseholdEnvironment(RemoteEnvironment):
         created = await self._calls.post("/create", None, _CREATED)
         self._id = self._said(created, "/create").id
         body = {"id": self._id, "game": int(self.task.ref), "world_type": "Text"}
-        start = self._said(await self._calls.post("/reset", body, _START), "/reset")
+        with self._asking_for_game():
+            start = self._said(await self._calls.post("/reset", body, _START), "/reset")
         observation = "\n\n".join((WELCOME, *start.observation.split("\n")))
         category = CATEGORY_OF_TYPE.get(start.task_type.partition("-")[0].partition("/")[0])
         self.task = described(self.task, observation, category=category)
@@ -91,8 +93,8 @@ class HouseholdEnvironment(RemoteEnvironment):
 
     def _said(self, reply: _R | _Failed, path: str) -> _R:
         if isinstance(reply, _Failed):
-            message = " ".join(reply.error.split())[:200]
-            raise EnvironmentFailure(f"{self._calls.url}{path}: the server says: {message}")
+            message = one_line(reply.error, limit=LONGEST_WORDS)
+            raise ServerRefused(f"{self._calls.url}{path}: the server says: {message}")
         return reply
 
 
@@ -102,7 +104,8 @@ class ShopEnvironment(RemoteEnvironment):
     async def _begin(self) -> StepResult:
         self._id = await self._calls.post("/create", None, _NUMBER)
         body = {"env_idx": self._id, "session_id": int(self.task.ref)}
-        observation, _ = await self._calls.post("/reset", body, _SHOP_START)
+        with self._asking_for_game():
+            observation, _ = await self._calls.post("/reset", body, _SHOP_START)
         self.task = described(self.task, observation)
         return StepResult(observation, await self._actions())
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from krill_tui.envs.alfworld import text
 from krill_tui.envs.base import StepResult
-from krill_tui.envs.clients.calls import ServerCalls
+from krill_tui.envs.clients.calls import ServerCalls, ServerRefused
+from krill_tui.envs.limits import LONGEST_DESCRIPTION, admitted, admitted_task
 from krill_tui.envs.webshop.reading import read_page
 from krill_tui.envs.webshop.session import parse_action
 from krill_tui.errors import EnvironmentFailure
@@ -12,7 +16,6 @@ from krill_tui.trajectory import Task
 
 WON_REWARD = 1.0
 """Total reward from which an episode counts as won, where the server does not say so itself."""
-LONGEST_DESCRIPTION = 2000
 
 
 class RemoteEnvironment:
@@ -24,7 +27,9 @@ class RemoteEnvironment:
         self._last: StepResult | None = None
 
     async def reset(self) -> StepResult:
-        self._last = await self._begin()
+        begun = await self._begin()
+        self.task = admitted_task(self.task)
+        self._last = self._admitted(begun)
         return self._last
 
     async def step(self, action: str) -> StepResult:
@@ -32,7 +37,7 @@ class RemoteEnvironment:
             raise EnvironmentFailure(f"{self._calls.url}: step before reset")
         if not self._last.done:
             sendable = action.encode(errors="replace").decode()
-            self._last = await self._go_on(sendable, self._last)
+            self._last = self._admitted(await self._go_on(sendable, self._last))
         return self._last
 
     async def close(self) -> None:
@@ -45,6 +50,23 @@ class RemoteEnvironment:
         name, argument = parse_action(action)
         listed = argument != "search" and f"click[{argument}]" in self._last.admissible
         return name == "search" or (name == "click" and listed)
+
+    def _admitted(self, result: StepResult) -> StepResult:
+        try:
+            return admitted(result)
+        except EnvironmentFailure as error:
+            raise EnvironmentFailure(f"{self._calls.url}: {error}") from None
+
+    @contextlib.contextmanager
+    def _asking_for_game(self) -> Iterator[None]:
+        """An error while a numbered game is begun says which game, and that the server may not have it."""
+        try:
+            yield
+        except ServerRefused as error:
+            if error.unreachable or error.permanent or error.status == 404:
+                raise
+            hint = f"game {self.task.ref}: where a server has fewer games, env.game_ranges names those it has"
+            raise EnvironmentFailure(error.message, hint=hint) from None
 
     async def _begin(self) -> StepResult:
         """Ask for the task; fill in its description and category."""

@@ -65,4 +65,4 @@ class KrillEnvironment(RemoteEnvironment):
         """A shop's actions stay in page order."""
         actions = dict.fromkeys(reply.available_actions or ())
         admissible = tuple(actions if self.task.env == "webshop" else sorted(actions))
-        return StepResult(reply.observation, admissible, reward, done, won, dict(reply.info or {}))
+        return StepResult(reply.observation, admissible, reward, done, won)

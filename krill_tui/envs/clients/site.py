@@ -6,6 +6,7 @@ A page that does not understand an action stays as it is.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ from krill_tui.envs.webshop.pages import BUY_NOW, SEARCH, action_list
 from krill_tui.envs.webshop.session import parse_action
 from krill_tui.errors import EnvironmentFailure
 from krill_tui.trajectory import Task
+
+_LONG_PAGE = 256 * 1024
+"""Characters; genuine pages have a tenth of it."""
 
 
 class SiteEnvironment(RemoteEnvironment):
@@ -30,7 +34,8 @@ class SiteEnvironment(RemoteEnvironment):
 
     async def _begin(self) -> StepResult:
         self._index = f"{self._calls.url}/krill{uuid.uuid4().hex}fixed_{int(self.task.ref)}"
-        await self._open(self._index)
+        with self._asking_for_game():
+            await self._open(self._index)
         if self._page.search_form is None:
             raise EnvironmentFailure(
                 f"{self._calls.url}: the first page is not WebShop's: it has no search bar"
@@ -54,7 +59,9 @@ class SiteEnvironment(RemoteEnvironment):
     async def _open(self, address: str, form: dict[str, str] | None = None) -> None:
         base = self._address or self._calls.url
         self._address, html = await self._calls.page(address, base=base, form=form)
-        self._page = read_site_page(html)
+        # A hostile page may be long: its reading must not hold up the other episodes.
+        long = len(html) > _LONG_PAGE
+        self._page = await asyncio.to_thread(read_site_page, html) if long else read_site_page(html)
 
     def _result(self) -> StepResult:
         has_search_bar = self._page.search_form is not None

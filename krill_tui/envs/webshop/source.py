@@ -105,6 +105,11 @@ class WebshopSource:
         human_goals: bool = False,
         max_steps: int = 15,
     ) -> None:
+        if data_dir is None and human_goals:
+            raise UsageError(
+                "a procedural shop has no goals of people",
+                hint="env.human_goals needs genuine product files: --webshop-data DIR",
+            )
         if data_dir is None and size < _LEAST_PRODUCTS:
             raise UsageError(f"a shop of {size} products is too small", hint=f"at least {_LEAST_PRODUCTS}")
         self.seed = seed
@@ -115,9 +120,8 @@ class WebshopSource:
         self._human_goals = human_goals
         self._files = Catalogue(load_products(data_dir), seed=seed) if data_dir else None
         if self._files and not self._goals:
-            raise DataError(
-                "no product in these files comes with an instruction, so nothing can be asked for"
-            )
+            whose = "what a person asked for" if human_goals else "an instruction"
+            raise DataError(f"no product in these files comes with {whose}, so nothing can be asked for")
 
     @cached_property
     def _goals(self) -> list[Goal]:
