@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,6 +17,7 @@ import typer
 from krill_tui import paths
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import KrillError
+from krill_tui.io.streams import show_json
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -36,7 +36,7 @@ def doctor(
     config = resolve_config(options)
     facts = collect_facts(config)
     if as_json:
-        print(json.dumps(facts))
+        show_json(facts)
         return
     from krill_tui.headless import make_console, print_line
 
