@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
 
 PACKAGES = (
-    *("krill-tui", "textual", "torch", "transformers", "peft", "openai", "pydantic", "numpy"),
+    *("krill-tui", "textual", "torch", "transformers", "peft", "httpx", "pydantic", "numpy"),
     *("alfworld", "sentence-transformers", "starlette"),
 )
 
@@ -52,7 +52,8 @@ COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor}
 
 def collect_facts(config: KrillConfig) -> dict[str, dict[str, Any]]:
     """Everything `krill doctor` shows; a key is only ever said to be set or not."""
-    from krill_tui.config.load import API_KEY_FIELDS, public_dict
+    from krill_tui.config.endpoints import API_KEY_FIELDS
+    from krill_tui.config.load import public_dict
     from krill_tui.config.presets import PRESETS
 
     model = config.model
