@@ -17,7 +17,6 @@ from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
 from krill_tui.errors import EXIT_CANCELLED, DataError, KrillError, UsageError
 from krill_tui.io.children import child_command, child_environment
-from krill_tui.io.streams import show_json, show_text
 
 if TYPE_CHECKING:
     from krill_tui.engine.ablate import Ablation, Job, JobResult, Plan
@@ -77,22 +76,25 @@ def ablate(
     try:
         say = _Say(quiet=display is Display.NONE, aside=as_json)
         owed = [job for job in ablation.jobs if job.run not in ablation.results]
-        say(f"ablation {plan.name}: {plan.folder}, {len(owed)} of {len(ablation.jobs)} runs to do")
+        print(
+            f"ablation {plan.name}: {plan.folder}, {len(owed)} of {len(ablation.jobs)} runs to do",
+            file=sys.stderr,
+        )
         if free and not plan.free:
-            say("krill: every evaluation is free text already: --free adds nothing")
+            print("krill: every evaluation is free text already: --free adds nothing", file=sys.stderr)
         stopped = asyncio.run(_work(ablation, jobs, say))
         facts = _finish(plan, ablation)
     finally:
         ablation.close()
     if stopped:
-        say(f"krill: stopped; the same command with --run {plan.name} goes on")
+        print(f"krill: stopped; the same command with --run {plan.name} goes on", file=sys.stderr)
         raise typer.Exit(EXIT_CANCELLED)
     if as_json:
-        show_json(facts)
+        print(json.dumps(facts))
     else:
         from krill_tui.engine.ablate_report import report_markdown
 
-        show_text(report_markdown(facts))
+        sys.stdout.write(report_markdown(facts))
     if ablation.failures:
         run, reason = next(iter(ablation.failures.items()))
         raise KrillError(f"{len(ablation.failures)} runs failed; {run}: {reason}")

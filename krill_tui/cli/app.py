@@ -16,7 +16,7 @@ from typer.exceptions import Abort, TyperException
 from typer.main import get_command
 
 from krill_tui import paths
-from krill_tui.cli import ablate, doctor, facts, play, runs, serve, skills, work
+from krill_tui.cli import ablate, doctor, facts, panel, play, runs, serve, skills, work
 from krill_tui.cli.options import with_options
 from krill_tui.errors import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE
 from krill_tui.io.explain import explained, leaves, needs_log, was_stopped, write_crash_log
@@ -44,11 +44,14 @@ for _commands in (
 ):
     for _name, _function in _commands.items():
         app.command(_name)(with_options(_function))
-
-_skills = typer.Typer(help="Skill banks from one format to another.", no_args_is_help=True)
-for _name, _function in skills.COMMANDS.items():
-    _skills.command(_name)(with_options(_function))
-app.add_typer(_skills, name="skills")
+for _group, _help, _commands in (
+    ("skills", "Skill banks from one format to another.", skills.COMMANDS),
+    ("panel", panel.HELP, panel.COMMANDS),
+):
+    _typer = typer.Typer(help=_help, no_args_is_help=True, rich_markup_mode=None)
+    for _name, _function in _commands.items():
+        _typer.command(_name)(with_options(_function))
+    app.add_typer(_typer, name=_group)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ import typer
 from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
 from krill_tui.errors import EXIT_BROKEN_PIPE, DataError, UsageError
-from krill_tui.io.streams import say, show, show_json
+from krill_tui.io.streams import say
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
+    from krill_tui.engine.panel import Panel, PanelPlan
     from krill_tui.engine.session import Session
 
 DEFAULT_TRAJECTORIES = Path("data/trajectories.json")
@@ -66,14 +68,14 @@ def collect(
     policy: PolicyOption = None,
 ) -> None:
     """Phase 1: the base policy plays; successes and failures are kept."""
-    typed = {"collect": _given(episodes=episodes), "policy": _given(kind=policy)}
+    typed = {"collect": given(episodes=episodes), "policy": given(kind=policy)}
 
     def finish(session: Session) -> None:
         from krill_tui.skills.formats.trajectories import save_trajectories
 
         collected = session.episodes.read("collect")
         save_trajectories(output, collected)
-        show(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
+        print(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
 
     _start(options, ["collect"], typed, finish=finish)
 
@@ -95,9 +97,9 @@ def distill(
 
         session.bank.flush()
         write_output(output, session.store.bank_file.read_text(encoding="utf-8"))
-        show(f"wrote {output}: {len(session.bank)} skills")
+        print(f"wrote {output}: {len(session.bank)} skills")
 
-    typed = {"teacher": _given(kind=teacher)}
+    typed = {"teacher": given(kind=teacher)}
     _start(options, ["distill"], typed, trajectories=(trajectories, DEFAULT_TRAJECTORIES), finish=finish)
 
 
@@ -110,7 +112,7 @@ def sft(
     ] = None,
 ) -> None:
     """Phase 3: cold start, LoRA fine-tuning on demonstrations that use the skills."""
-    typed = {"sft": _given(num_examples=num_examples)}
+    typed = {"sft": given(num_examples=num_examples)}
     _start(options, ["sft"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
 
 
@@ -125,7 +127,7 @@ def rl(
     """Phase 4: GRPO, with validations and the evolution of the bank."""
     if options.run is None and checkpoint is None:
         checkpoint = _newest_cold_start()
-    typed = {"rl": _given(training_epochs=steps), "policy": _given(adapter=_folder(checkpoint))}
+    typed = {"rl": given(training_epochs=steps), "policy": given(adapter=_folder(checkpoint))}
     _start(options, ["rl"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
 
 
@@ -143,12 +145,20 @@ def evaluate(
         typer.Option("--skill-bank", help="Bank whose skills stand in the prompts; default: the run's."),
     ] = None,
     checkpoint: CheckpointOption = None,
+    panel: Annotated[
+        str | None,
+        typer.Option(
+            "--panel",
+            metavar="FILE",
+            help="Play exactly what this panel asks for (krill panel make), or one of Krill's own by name.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Success by category with 95 % Wilson intervals, on games nobody learned from."""
     typed = {
-        "evaluation": _given(split=split, episodes=episodes, seeds=seeds),
-        "policy": _given(kind=policy, adapter=_folder(checkpoint)),
+        "evaluation": given(split=split, episodes=episodes, seeds=seeds),
+        "policy": given(kind=policy, adapter=_folder(checkpoint)),
     }
 
     def finish(session: Session) -> None:
@@ -156,13 +166,31 @@ def evaluate(
 
         evaluated = session.state.evaluations["eval"]
         if as_json:
-            show_json({"run": session.store.name, **_evaluation_facts(session)})
+            print(json.dumps({"run": session.store.name, **_evaluation_facts(session)}))
             return
         console = headless.make_console()
         headless.print_line(console, f"{evaluated.split}, {evaluated.overall.episodes} episodes")
+        if evaluated.panel:
+            headless.print_line(console, f"panel {evaluated.panel}, digest {evaluated.panel_digest}")
+            headless.print_line(console, f"what was played: {evaluated.played}")
         console.print(headless.categories_table(evaluated))
 
-    _start(options, ["evaluate"], typed, bank=(skill_bank, None), finish=finish, json_result=as_json)
+    pinned = None
+    if panel is not None:
+        from krill_tui.config.load import merge
+        from krill_tui.engine.panel import find_panel, load_panel, refuse_contradiction
+
+        pinned = load_panel(find_panel(panel))
+        refuse_contradiction(pinned, merge(options.overrides(), typed))
+    _start(
+        options,
+        ["evaluate"],
+        typed,
+        bank=(skill_bank, None),
+        finish=finish,
+        json_result=as_json,
+        panel=pinned,
+    )
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -184,19 +212,28 @@ def _start(
     bank: tuple[Path | None, Path | None] = (None, None),
     trajectories: tuple[Path | None, Path | None] = (None, None),
     json_result: bool = False,
+    panel: Panel | None = None,
 ) -> None:
     """Open the run, show it while it works, then export and print; `bank`, `trajectories`: (typed, default)."""
+    from krill_tui.config.load import merge
+    from krill_tui.engine.panel import overrides as panel_overrides
+    from krill_tui.engine.panel import plan_panel
     from krill_tui.engine.run_store import list_runs, run_path
 
     name = fresh_name(list_runs()) if options.run is None else options.run
+    plan = None
+    if panel is not None and not (run_path(name) / "events.jsonl").exists():
+        typed = merge(panel_overrides(panel), typed)  # a new run is one of the panel's world
     config, known = _run_config(options, typed, name)
+    if panel is not None:
+        plan = plan_panel(panel, config)
     inputs = {
         "bank": _input_file(bank, known, "krill distill makes one"),
         "trajectories": _input_file(trajectories, known, "krill collect makes one"),
     }
     display = _choose_display(options.display, json_result)
     say(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}")
-    raise typer.Exit(asyncio.run(_work(name, config, inputs, phases, display, finish, json_result)))
+    raise typer.Exit(asyncio.run(_work(name, config, inputs, phases, display, finish, json_result, plan)))
 
 
 async def _work(
@@ -207,12 +244,15 @@ async def _work(
     display: Display,
     finish: Finish,
     json_result: bool,
+    panel: PanelPlan | None = None,
 ) -> int:
     from krill_tui import headless
     from krill_tui.engine.session import Session
 
     # How somebody measures a run is nothing it should be trained with when it goes on.
-    session = await Session.open(name, config, **inputs, keep_config=list(phases) == ["evaluate"])
+    session = await Session.open(
+        name, config, **inputs, keep_config=list(phases) == ["evaluate"], panel=panel
+    )
     unread = False
     try:
         if display is Display.APP:
@@ -308,8 +348,8 @@ def _print_results(session: Session) -> None:
 def _print_checkpoint(session: Session) -> None:
     folders = sorted((session.store.path / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
     if folders:
-        show(f"checkpoint: {folders[-1]}")
-    show(f"skills: {session.store.bank_file}")
+        print(f"checkpoint: {folders[-1]}")
+    print(f"skills: {session.store.bank_file}")
 
 
 def _evaluation_facts(session: Session) -> dict[str, object]:
@@ -319,6 +359,8 @@ def _evaluation_facts(session: Session) -> dict[str, object]:
         "games": session.state.games,
         "notices": list(session.state.notices),
         "policy": session.config.policy.kind,
+        "panel": {"name": evaluated.panel, "digest": evaluated.panel_digest} if evaluated.panel else None,
+        "played": evaluated.played,
         "seed": session.config.seed,
         "overall": _rate_facts(evaluated.overall),
         "categories": {name: _rate_facts(rate) for name, rate in evaluated.categories.items()},
@@ -337,6 +379,6 @@ def _rate_facts(rate) -> dict[str, float]:
     }
 
 
-def _given(**values: object) -> dict[str, object]:
+def given(**values: object) -> dict[str, object]:
     """The flags that were typed."""
     return {key: value for key, value in values.items() if value is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from krill_tui.agent.collect import run_episodes
 from krill_tui.agent.gate import Gate
@@ -29,6 +30,9 @@ from krill_tui.skills.retrieval import Retriever, Selection
 from krill_tui.skills.teacher import Teacher
 from krill_tui.skills.tiers import reach
 from krill_tui.trajectory import StopReason, Task, Trajectory
+
+if TYPE_CHECKING:
+    from krill_tui.engine.panel import PanelPlan
 
 
 @dataclass
@@ -69,6 +73,8 @@ class RunContext:
     worker: WorkerClient | None = None
     examples: ExampleEpisodes | None = None
     """Won episodes for prompts (`skill_retrieval.mode` trajectories), read when they are first asked for."""
+    panel: PanelPlan | None = None
+    """What an evaluation plays in place of a split."""
     notes: set[str] = field(default_factory=set)
     """Notes that are said once a run."""
     retrieved: RetrievalCounts = field(default_factory=RetrievalCounts)
@@ -160,11 +166,12 @@ def make_specs(
     purpose: ev.Purpose,
     with_skills: bool = True,
     noise: str = "",
+    seeds: Sequence[int] = (),
 ) -> list[EpisodeSpec]:
     """One episode per task, named `<prefix>-<number>`; those already finished are left out.
 
     An episode's seed comes from its name; with `noise` from that and its number, so that two evaluations of the same
-    games sample with the same random numbers (paired comparison).
+    games sample with the same random numbers (paired comparison). `seeds` are used instead, where a panel gives them.
     """
     named = [(index, f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
     owed = [(index, id_, task) for index, id_, task in named if id_ not in ctx.episodes]
@@ -173,7 +180,9 @@ def make_specs(
             id=id_,
             number=len(ctx.episodes) + offset,
             task=task,
-            seed=derive_seed(ctx.config.seed, f"{noise}-{index:04d}" if noise else id_),
+            seed=seeds[index]
+            if seeds
+            else derive_seed(ctx.config.seed, f"{noise}-{index:04d}" if noise else id_),
             purpose=purpose,
             with_skills=with_skills,
         )

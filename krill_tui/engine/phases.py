@@ -18,6 +18,7 @@ from krill_tui.engine.build import TaskPlan, demonstrator
 from krill_tui.engine.context import RunContext, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import mean_steps, success_rates
 from krill_tui.engine.lint import lint, summary
+from krill_tui.engine.panel import played_digest
 from krill_tui.engine.trainer import Trainer
 from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
@@ -206,19 +207,30 @@ async def evaluate(
 ) -> None:
     """Success on a reported split; nobody learns from it.
 
-    With several `evaluation.seeds` each game is played once per seed: all count in the rate.
+    With several `evaluation.seeds` each game is played once per seed: all count in the rate. A panel names its games
+    and seeds itself.
     """
-    name = plan.evaluation_split()
-    games = plan.evaluation(ctx.config.evaluation.episodes)
-    tasks = [task for _ in range(ctx.config.evaluation.seeds) for task in games]
+    pinned = ctx.panel if stage == "eval" else None
+    name = pinned.panel.split if pinned else plan.evaluation_split()
+    games = pinned.games if pinned else plan.evaluation(ctx.config.evaluation.episodes)
+    tasks = pinned.tasks if pinned else [task for _ in range(ctx.config.evaluation.seeds) for task in games]
     # The same question (weights, bank, split, settings) is the same evaluation, so a broken-off one goes on.
     bank = ctx.bank.version if with_skills else 0
     prefix = f"evaluate-{stage}-{name}-{weights}-{bank}-{_settings_key(ctx.config)}".replace(":", "-")
+    if pinned:
+        prefix += f"-panel-{pinned.panel.digest[:16]}"
     specs = make_specs(
-        ctx, tasks, prefix=prefix, purpose="evaluate", with_skills=with_skills, noise=f"evaluate-{name}"
+        ctx,
+        tasks,
+        prefix=prefix,
+        purpose="evaluate",
+        with_skills=with_skills,
+        noise=f"evaluate-{name}",
+        seeds=pinned.seeds if pinned else (),
     )
+    where = f"{name}, panel {pinned.panel.name} {pinned.panel.digest[:16]}" if pinned else name
     log = PhaseLog(
-        ctx, "evaluate", f"Evaluating {stage} on {name}", len(tasks), "games", done=len(tasks) - len(specs)
+        ctx, "evaluate", f"Evaluating {stage} on {where}", len(tasks), "games", done=len(tasks) - len(specs)
     )
     began = time.perf_counter()
     await play(
@@ -238,6 +250,10 @@ async def evaluate(
             categories=categories,
             mean_steps=mean_steps(played),
             seconds=round(time.perf_counter() - began, 3),
+            panel=pinned.panel.name if pinned else "",
+            panel_digest=pinned.panel.digest if pinned else "",
+            episodes=prefix,
+            played=played_digest(played),
         )
     )
     log.finish(

@@ -15,6 +15,7 @@ from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import build
 from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
 from krill_tui.engine.episodes import EpisodeFile
+from krill_tui.engine.panel import PanelPlan, pinned
 from krill_tui.engine.pipeline import Pipeline, train_stages
 from krill_tui.engine.report import write_report
 from krill_tui.engine.run_store import RunStore, run_path
@@ -67,11 +68,12 @@ class Session:
         bank: Path | None = None,
         trajectories: Path | None = None,
         keep_config: bool = False,
+        panel: PanelPlan | None = None,
     ) -> Session:
         """Create the run or go on with it; `bank` and `trajectories` are files to start from.
 
         With `keep_config` a run that is there goes on later as it was configured before: `config` is for this
-        session alone.
+        session alone. With `panel` the launches of this session play it where they evaluate.
 
         What a kill left half said (an episode or a skill written down without its event) is said now.
 
@@ -94,7 +96,7 @@ class Session:
             if trajectories and loaded_trajectories is not None:
                 _import_trajectories(ctx, trajectories, loaded_trajectories)
             unsubscribe()
-            return cls(ctx, held.pop_all(), notes)
+            return cls(pinned(ctx, panel) if panel else ctx, held.pop_all(), notes)
 
     @property
     def state(self) -> RunState:
@@ -176,9 +178,8 @@ class Session:
     async def close(self) -> None:
         """Cancel what runs, stop the worker, let go of the run."""
         await self.cancel()
-        await self._pipeline.close()
+        await self._pipeline.trainer.close()
         await self._ctx.teacher.close()
-        await self._ctx.embedder.close()
         try:
             self._held.close()
         except KrillError:  # a full disk, a deleted folder: where the launch has failed of it, that is said
@@ -321,11 +322,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
             unsaid.append(finished_event(trajectory))
 
     episodes = held.enter_context(closing(EpisodeFile(store.trajectories_file, on_read=read)))
-
-    def say(message: str, level: str) -> None:
-        bus.emit(ev.Noted(level=level, message=message))  # pyright: ignore[reportArgumentType]
-
-    embedder = build.build_embedder(config, say)
+    embedder = build.build_embedder(config)
     ctx = RunContext(
         config=config,
         store=store,
@@ -335,7 +332,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
         bank=bank,
         retriever=Retriever(bank, embedder, build.retrieval_options(config), env=config.env.name),
         embedder=embedder,
-        teacher=build.build_teacher(config, store, say),
+        teacher=build.build_teacher(config, store),
         gate=Gate(),
         tokens=TokenStore(store.path / "tokens"),
         episodes=episodes,
@@ -354,12 +351,6 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
     )
     for event in unsaid:
         ctx.emit(event)
-    for setting in config.withheld:
-        ctx.note(
-            f"{setting} was given with a password or a key, which no run stores: give the whole address again, with "
-            f"--set {setting}=…" + (" or OPENAI_BASE_URL" if setting.startswith("model.") else ""),
-            "warning",
-        )
     sync_bank_events(ctx)
     return ctx
 

@@ -71,6 +71,27 @@ class Noticing(Protocol):
         ...
 
 
+@runtime_checkable
+class Pinnable(Protocol):
+    """A source whose games can be named for good, and known again by their content."""
+
+    def task(self, id: str) -> Task:
+        """The game of an id, as `tasks` gives it.
+
+        Raises:
+            KrillError: there is no such game here.
+        """
+        ...
+
+    def game_hash(self, task: Task) -> str:
+        """SHA-256 of the game's content, in hex: the same wherever the same game is played.
+
+        Raises:
+            KrillError: it cannot be read.
+        """
+        ...
+
+
 def notices_of(source: object) -> tuple[str, ...]:
     """The notices of a source; none where it has nothing to say."""
     return tuple(source.notices()) if isinstance(source, Noticing) else ()

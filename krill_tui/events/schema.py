@@ -210,6 +210,13 @@ class Evaluated(BaseEvent):
     categories: dict[str, Rate]
     mean_steps: float = 0.0
     seconds: float = 0.0
+    panel: str = ""
+    """Name of the panel that was played; empty where none was."""
+    panel_digest: str = ""
+    episodes: str = ""
+    """How the ids of its episodes begin."""
+    played: str = ""
+    """Digest of what was played (games, seeds, replies, ends): the same wherever the same was played."""
 
 
 class Evolved(BaseEvent):

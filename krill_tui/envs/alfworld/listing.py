@@ -281,7 +281,10 @@ class _FactsCache:
         """Keep what was read, where there is a place for it."""
         if not self._changed:
             return
-        with contextlib.suppress(StorageError, UnicodeError):  # then the next start reads the files again
+        with contextlib.suppress(
+            OSError, StorageError, UnicodeError
+        ):  # then the next start reads the files again
+            self._path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
             write_atomically(self._path, json.dumps({"version": _CACHE_VERSION, "files": self._new}))
 
     def _read(self) -> Mapping[str, Any]:

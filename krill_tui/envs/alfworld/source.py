@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from random import Random
@@ -19,6 +21,7 @@ from krill_tui.envs.alfworld.problem import load_game
 from krill_tui.envs.alfworld.worlds import SPLITS, WorldSize
 from krill_tui.envs.base import Environment, StepResult
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import one_line
 from krill_tui.trajectory import Task
 
 DATA_FOLDER = "json_2.1.1"
@@ -73,8 +76,25 @@ class BuiltinSource:
             ref=f"{self.seed}:{index}",
         )
 
+    def task(self, id: str) -> Task:
+        """The world of an id, of whatever household."""
+        size, split, seed, index = world_of(id)
+        return Task(
+            id=f"builtin/{size}/{split}/{seed}/{index}",
+            env=self.env,
+            split=split,
+            category=worlds.category_of(split, seed, index),
+            ref=f"{seed}:{index}",
+        )
+
+    def game_hash(self, task: Task) -> str:
+        game, category = worlds.build_world(*world_of(task.id))
+        start = AlfworldGame(game).reset()
+        facts = canonical((game, category, start.observation, start.admissible))
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
     def open(self, task: Task) -> Environment:
-        size, split, seed, index = _world_of(task)
+        size, split, seed, index = world_of(task.id)
         game, _ = worlds.build_world(size, split, seed, index)
         return AlfworldEnvironment(task, game)
 
@@ -89,15 +109,32 @@ class BuiltinSource:
         return digest.hexdigest()[:16]
 
 
-def _world_of(task: Task) -> tuple[WorldSize, str, int, int]:
-    parts = task.id.split("/")
-    size = parts[1] if len(parts) == 5 and parts[0] == "builtin" else ""
-    numbers = all(re.fullmatch(r"-?\d+", part) for part in parts[3:])
-    if size not in ("small", "full") or parts[2] not in SPLITS or not numbers:
+def world_of(id: str) -> tuple[WorldSize, str, int, int]:
+    """(size, split, seed, index) of a procedural world's id.
+
+    Raises:
+        UsageError: it is none.
+    """
+    match = re.fullmatch(r"builtin/(small|full)/([a-z]+)/(-?\d{1,18})/(-?\d{1,18})", id, re.ASCII)
+    if match is None or match[2] not in SPLITS:
         raise UsageError(
-            f"'{task.id}' is not a procedural world", hint="builtin/<size>/<split>/<seed>/<index>"
+            f"'{one_line(id)}' is not a procedural world", hint="builtin/<size>/<split>/<seed>/<index>"
         )
-    return size, parts[2], int(parts[3]), int(parts[4])
+    return "small" if match[1] == "small" else "full", match[2], int(match[3]), int(match[4])
+
+
+def canonical(value: object) -> object:
+    """`value` as JSON that is the same in every process: sets sorted, caches and the shared text grammar left out."""
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = [f for f in fields(value) if f.compare and f.name not in ("grammar", "commands")]
+        return {f.name: canonical(getattr(value, f.name)) for f in shown}
+    if isinstance(value, Mapping):
+        return sorted(([canonical(k), canonical(v)] for k, v in value.items()), key=json.dumps)
+    if isinstance(value, (set, frozenset)):
+        return sorted((canonical(item) for item in value), key=json.dumps)
+    if isinstance(value, (tuple, list)):
+        return [canonical(item) for item in value]
+    return value
 
 
 class GamesSource:
@@ -165,6 +202,21 @@ class GamesSource:
 
     def _task(self, split: str, game: str) -> Task:
         return Task(id=game, env=self.env, split=split, category=category_of(Path(game).parts), ref=game)
+
+    def task(self, id: str) -> Task:
+        split = id.partition("/")[0]
+        if id in self._games.get(split, ()):
+            return self._task(split, id)
+        skipped = self.listing.skipped.get(split, {}).get(id)
+        why = f"is skipped here: {skipped}" if skipped else f"is not below {self.root}"
+        raise DataError(f"the game file {one_line(id)} {why}")
+
+    def game_hash(self, task: Task) -> str:
+        path = self.path_of(task)
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
 
     def path_of(self, task: Task) -> Path:
         """The file of a task.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from random import Random
 
@@ -25,6 +25,7 @@ from krill_tui.envs.webshop.pages import ObservationMode
 from krill_tui.envs.webshop.reward import can_be_met
 from krill_tui.envs.webshop.session import Session
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import one_line
 from krill_tui.trajectory import Task
 
 _STRIDE = 1_000_000
@@ -200,6 +201,29 @@ class WebshopSource:
             ref=str(number),
         )
 
+    def task(self, id: str) -> Task:
+        """The goal of an id; a procedural shop is drawn from the seed in it."""
+        catalogue_seed, split, number = self._parse(id)
+        if self._files is not None:
+            if number not in self._numbers.get(split, ()) or catalogue_seed != self.seed:
+                raise DataError(f"the goal {one_line(id)} is not in this shop")
+            return self._filed_task(split, number)
+        return Task(
+            id=id,
+            env=self.env,
+            split=split,
+            category=procedural.category_of(number),
+            ref=f"{catalogue_seed}:{number}",
+        )
+
+    def game_hash(self, task: Task) -> str:
+        catalogue, goal, _ = self._goal_of(task)
+        asked = (goal.asin, goal.instruction, goal.attributes, goal.price_upper, goal.category)
+        options = sorted(goal.options.items()) if isinstance(goal.options, Mapping) else goal.options
+        return hashlib.sha256(
+            f"{_catalogue_hash(catalogue)} {asked!r} {options!r}".encode(errors="surrogatepass")
+        ).hexdigest()
+
     def open(self, task: Task) -> Environment:
         catalogue, goal, number = self._goal_of(task)
         session = Session(
@@ -208,19 +232,30 @@ class WebshopSource:
         return WebshopEnvironment(task, session, self.observation_mode, self.genuine)
 
     def _goal_of(self, task: Task) -> tuple[Catalogue, Goal, int]:
-        kind = "builtin" if self._files is None else "files"
-        match = re.fullmatch(rf"webshop/{kind}/(\w+)/(-?\d{{1,18}})/(\d{{1,18}})", task.id, re.ASCII)
-        if match is None or match[1] not in self.splits():
-            raise UsageError(
-                f"'{task.id}' is no task of this shop", hint=f"webshop/{kind}/<split>/<seed>/<index>"
-            )
-        seed, index = int(match[2]), int(match[3])
+        seed, split, index = self._parse(task.id)
         if self._files is None:
             catalogue = procedural.build_catalogue(seed, self.size)
-            return catalogue, procedural.draw_goal(catalogue, seed, match[1], index), index
-        if index >= len(self._goals):
-            raise UsageError(f"'{task.id}' is no task of this shop", hint=f"it has {len(self._goals)} goals")
+            return catalogue, procedural.draw_goal(catalogue, seed, split, index), index
         return self._files, self._goals[index], index
+
+    def _parse(self, id: str) -> tuple[int, str, int]:
+        """(seed, split, number) of an id.
+
+        Raises:
+            UsageError: no goal of this shop has it.
+        """
+        kind = "builtin" if self._files is None else "files"
+        match = re.fullmatch(rf"webshop/{kind}/(\w+)/(-?\d{{1,18}})/(\d{{1,18}})", id, re.ASCII)
+        if match is None or match[1] not in self.splits():
+            raise UsageError(
+                f"'{one_line(id)}' is no task of this shop", hint=f"webshop/{kind}/<split>/<seed>/<index>"
+            )
+        index = int(match[3])
+        if self._files is not None and index >= len(self._goals):
+            raise UsageError(
+                f"'{one_line(id)}' is no task of this shop", hint=f"it has {len(self._goals)} goals"
+            )
+        return int(match[2]), match[1], index
 
     def expert(self, hints: Mapping[str, Sequence[str]] | None = None) -> WebshopExpert:
         """A planner for one episode; hints name places of a household, and a shop has none."""
@@ -236,3 +271,8 @@ class WebshopSource:
             for name in ("procedural.py", "kinds.json"):
                 digest.update((package / name).read_bytes())
         return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4)
+def _catalogue_hash(catalogue: Catalogue) -> str:
+    return catalogue.content_hash()
