@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from krill_tui.models.builtin_embedder import BuiltinEmbedder
+from krill_tui.models.endpoint import Limits
 from krill_tui.models.openai_api import OpenAIChat
 from krill_tui.skills.bank import SkillBank
 from krill_tui.skills.distill import distill
@@ -42,7 +43,9 @@ async def measure(count: int, latency: float, share: float, concurrency: int, se
         episode(f"e{n}", success=n % 2 == 0, play=None if n % 2 == 0 else LOST) for n in range(count)
     ]
     async with FaultyEndpoint(fault=lambda n: faults[n], reply=_teach, latency=latency) as server:
-        chat = OpenAIChat(server.url, "teacher", "key", concurrency=concurrency, rng=random.Random(seed))
+        chat = OpenAIChat(
+            server.url, "teacher", "key", limits=Limits(concurrency=concurrency), rng=random.Random(seed)
+        )
         began = time.perf_counter()
         report = await distill(
             trajectories, SkillBank.in_memory(), LLMTeacher(chat), BuiltinEmbedder(), env="alfworld"

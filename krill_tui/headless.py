@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,7 @@ from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import AFTER_THE_END, JournalFollower
 from krill_tui.io.streams import say
-from krill_tui.io.text import ascii_json, one_line, plain_line
+from krill_tui.io.text import ascii_json, one_line, plain, plain_line
 
 if TYPE_CHECKING:
     from krill_tui.engine.session import Session
@@ -178,6 +179,15 @@ def make_view(display: str, state: RunState, stream: TextIO | None = None) -> Vi
 
 
 class _Console(Console):
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """The last gate: whatever is shown, only Rich's own styles and cursor moves reach the terminal."""
+        for segment in super().render(renderable, options):
+            text = segment.text
+            if segment.control or text == "\n" or (text.isascii() and text.isprintable()):
+                yield segment
+            else:
+                yield Segment(plain(text, limit=sys.maxsize), segment.style)
+
     def on_broken_pipe(self) -> None:
         """Rich would exit the process here."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from krill_tui.config.load import API_KEY_FIELDS, load_config, merge, public_dict
+from krill_tui.config.endpoints import API_KEY_FIELDS
+from krill_tui.config.load import load_config, merge, public_dict
 from krill_tui.config.presets import PRESETS
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import ConfigError

@@ -27,6 +27,9 @@ class AxisEmbedder:
         self.asked += texts
         return np.array([[float(x) for x in text.split(". ")[0].split()] for text in texts], dtype=np.float32)
 
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
 
 def bank_of(*skills: tuple[str, str]) -> SkillBank:
     bank = SkillBank.in_memory()

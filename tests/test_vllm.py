@@ -137,11 +137,11 @@ async def test_a_server_that_knows_the_adapter_already_is_used_as_it_is(
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("500", "does not answer completions: status 500: EngineCore encountered an issue"),
-        ("refuse", "refused the adapter: LoRA rank 64 is greater than max_lora_rank 16"),
+        ("500", "/v1/completions: the endpoint answered 500: EngineCore encountered an issue"),
+        ("refuse", "the adapter is refused: the vLLM server at http"),
         ("vocabulary", "serves another model"),
         ("no logprobs", "tokens with 0 log-probabilities"),
-        ("down", "does not answer load_lora_adapter"),
+        ("down", "/v1/load_lora_adapter: the connection was refused"),
     ],
 )
 async def test_what_a_server_does_wrong_is_one_line(

@@ -17,6 +17,7 @@ from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
 from krill_tui.errors import EXIT_CANCELLED, DataError, KrillError, UsageError
 from krill_tui.io.children import child_command, child_environment
+from krill_tui.io.streams import show_json, show_text
 
 if TYPE_CHECKING:
     from krill_tui.engine.ablate import Ablation, Job, JobResult, Plan
@@ -76,25 +77,22 @@ def ablate(
     try:
         say = _Say(quiet=display is Display.NONE, aside=as_json)
         owed = [job for job in ablation.jobs if job.run not in ablation.results]
-        print(
-            f"ablation {plan.name}: {plan.folder}, {len(owed)} of {len(ablation.jobs)} runs to do",
-            file=sys.stderr,
-        )
+        say(f"ablation {plan.name}: {plan.folder}, {len(owed)} of {len(ablation.jobs)} runs to do")
         if free and not plan.free:
-            print("krill: every evaluation is free text already: --free adds nothing", file=sys.stderr)
+            say("krill: every evaluation is free text already: --free adds nothing")
         stopped = asyncio.run(_work(ablation, jobs, say))
         facts = _finish(plan, ablation)
     finally:
         ablation.close()
     if stopped:
-        print(f"krill: stopped; the same command with --run {plan.name} goes on", file=sys.stderr)
+        say(f"krill: stopped; the same command with --run {plan.name} goes on")
         raise typer.Exit(EXIT_CANCELLED)
     if as_json:
-        print(json.dumps(facts))
+        show_json(facts)
     else:
         from krill_tui.engine.ablate_report import report_markdown
 
-        sys.stdout.write(report_markdown(facts))
+        show_text(report_markdown(facts))
     if ablation.failures:
         run, reason = next(iter(ablation.failures.items()))
         raise KrillError(f"{len(ablation.failures)} runs failed; {run}: {reason}")

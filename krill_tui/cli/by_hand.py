@@ -19,7 +19,7 @@ from krill_tui.envs.base import Environment, FreeActions, StepResult, TaskSource
 from krill_tui.envs.webshop.pages import QUERY_HINT
 from krill_tui.errors import DataError, EnvironmentFailure, UsageError
 from krill_tui.headless import make_console, print_line
-from krill_tui.io.text import clean_text
+from krill_tui.io.text import one_line, plain_line
 from krill_tui.skills.formats.records import digest, utf8
 from krill_tui.skills.formats.trajectories import save_trajectories
 from krill_tui.trajectory import Step, StopReason, Task, Trajectory
@@ -283,9 +283,9 @@ class _Table:
         task, result = self.game.task, self.game.result
         if self._console.is_terminal:
             title = f"step {len(self.game.steps)} · {task.category} · {task.description}"
-            self._console.print(Rule(Text(clean_text(title, 100)), align="left", style="dim"))
+            self._console.print(Rule(Text(one_line(title, limit=100)), align="left", style="dim"))
         for line in result.observation.split("\n"):
-            self._console.print(Text(printable(line)), soft_wrap=not self._console.is_terminal)
+            self._console.print(Text(plain_line(line)), soft_wrap=not self._console.is_terminal)
         if result.done:
             outcome = "You won" if result.won else "The game is over, and not won"
             self._say(f"{outcome}: {_AT_THE_END}", "bold green" if result.won else "bold")
@@ -295,7 +295,7 @@ class _Table:
     def _list(self, admissible: Sequence[str]) -> None:
         width = len(str(len(admissible)))
         entries = [
-            Text.assemble((f"{number:>{width}}", "dim"), " ", printable(command))
+            Text.assemble((f"{number:>{width}}", "dim"), " ", plain_line(command))
             for number, command in enumerate(admissible, start=1)
         ]
         if self._console.is_terminal:
@@ -320,11 +320,6 @@ def completer(admissible: Callable[[], Sequence[str]]) -> Callable[[str, int], s
         return candidates[state] if state < len(candidates) else None
 
     return complete
-
-
-def printable(text: str) -> str:
-    """`text` on one line without control characters."""
-    return "".join(c for c in " ".join(text.splitlines()).replace("\t", " ") if c.isprintable())
 
 
 def _readline() -> ModuleType | None:

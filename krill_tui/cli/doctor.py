@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
@@ -18,12 +17,13 @@ import typer
 from krill_tui import paths
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import KrillError
+from krill_tui.io.streams import show_json
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
 
 PACKAGES = (
-    *("krill-tui", "textual", "torch", "transformers", "peft", "openai", "pydantic", "numpy"),
+    *("krill-tui", "textual", "torch", "transformers", "peft", "httpx", "pydantic", "numpy"),
     *("alfworld", "sentence-transformers", "starlette"),
 )
 
@@ -36,7 +36,7 @@ def doctor(
     config = resolve_config(options)
     facts = collect_facts(config)
     if as_json:
-        print(json.dumps(facts))
+        show_json(facts)
         return
     from krill_tui.headless import make_console, print_line
 
@@ -52,7 +52,8 @@ COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor}
 
 def collect_facts(config: KrillConfig) -> dict[str, dict[str, Any]]:
     """Everything `krill doctor` shows; a key is only ever said to be set or not."""
-    from krill_tui.config.load import API_KEY_FIELDS, public_dict
+    from krill_tui.config.endpoints import API_KEY_FIELDS
+    from krill_tui.config.load import public_dict
     from krill_tui.config.presets import PRESETS
 
     model = config.model

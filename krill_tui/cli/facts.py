@@ -13,6 +13,8 @@ import typer
 
 from krill_tui.cli.options import Options
 from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
+from krill_tui.io.streams import show_json
+from krill_tui.io.text import one_line
 
 if TYPE_CHECKING:
     from krill_tui.agent.prompts import PromptOptions
@@ -136,7 +138,7 @@ def lint(
     lengths = _count_tokens(demonstrations, prompts, model) if model and demonstrations else None
     found = linter.lint(demonstrations, lengths=lengths, context=context or 0)
     if as_json:
-        print(json.dumps({"source": source, **found.model_dump(mode="json")}))
+        show_json({"source": source, **found.model_dump(mode="json")})
     else:
         _print_lint(source, found)
     if strict and found.warnings:
@@ -229,7 +231,7 @@ def _print_converted(
             "categories": dict(sorted(categories.items())),
             "refusals": [{"record": index, "reason": why} for index, why in report.refused],
         }
-        print(json.dumps(facts))
+        show_json(facts)
         return
     from krill_tui.headless import make_console, print_line
 
@@ -252,7 +254,7 @@ def _print_bank(path: Path, bank: BankFacts, as_json: bool, env: str | None) -> 
         facts = {"kind": "skill bank", **bank.model_dump(mode="json")}
         if reached:
             facts |= {"never_in_prompts": dict(reached.never), "in_prompts_by_name": dict(reached.by_name)}
-        print(json.dumps(facts))
+        show_json(facts)
         return
     from krill_tui.headless import make_console, print_line
 
@@ -289,13 +291,12 @@ def _print_trajectories(path: Path, report: ConvertReport[Trajectory], as_json: 
     facts = trajectory_facts(trajectories)
     if as_json:
         refusals = [{"record": index, "reason": why} for index, why in report.refused]
-        print(json.dumps({"path": str(path), "kind": "trajectories", **facts, "refusals": refusals}))
+        show_json({"path": str(path), "kind": "trajectories", **facts, "refusals": refusals})
         return
     from rich.table import Table
 
     from krill_tui.engine.evaluate import success_rates
     from krill_tui.headless import make_console, print_line
-    from krill_tui.io.text import clean_text
 
     console = make_console()
     print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")
@@ -307,7 +308,7 @@ def _print_trajectories(path: Path, report: ConvertReport[Trajectory], as_json: 
     overall, categories = success_rates(trajectories)
     for name, rate in [*categories.items(), ("all", overall)]:
         cells = (f"{rate.wins}/{rate.episodes}", f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}")
-        table.add_row(clean_text(name, 40), *cells)
+        table.add_row(one_line(name, limit=40), *cells)
     console.print(table)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import DataError, UsageError
-from krill_tui.io.text import one_line
+from krill_tui.io.streams import say, show_json
 
 if TYPE_CHECKING:
     from krill_tui.envs.base import Environment, StepResult, TaskSource
@@ -121,14 +121,14 @@ def _find_game(
         source: TaskSource = found
         reason = judge(found.root / found.tasks("game", 1)[0].ref)
         if reason not in ("", BROKEN):  # of a broken one, opening it says more
-            _warn(f"{game} is {reason}: the genuine environment skips it, and so does an evaluation")
+            say(f"warning: {game} is {reason}: the genuine environment skips it, and so does an evaluation")
     else:
         from krill_tui.engine.build import build_source
         from krill_tui.envs.base import notices_of
 
         source = build_source(config)
         for notice in notices_of(source):
-            _warn(notice)
+            say(f"warning: {notice}")
     splits = source.splits()
     chosen = split or next((s for s in ("train", "valid_seen") if s in splits), next(iter(splits)))
     tasks = source.tasks(chosen, number, seed=config.seed)
@@ -137,17 +137,14 @@ def _find_game(
     return source, tasks[number - 1]
 
 
-def _warn(message: str) -> None:
-    print(f"warning: {one_line(message)}", file=sys.stderr)
-
-
 def _play_script(runner: asyncio.Runner, environment: Environment, actions: list[str], as_json: bool) -> None:
     from krill_tui.headless import make_console
 
     console = make_console()
     for step, action, result in _steps(runner, environment, actions):
         if as_json:
-            print(json.dumps(step_facts(step, action, result), ensure_ascii=True), flush=True)
+            show_json(step_facts(step, action, result))
+            sys.stdout.flush()
         else:
             if action is not None:
                 _say(console, f"> {action}")

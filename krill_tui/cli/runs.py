@@ -15,6 +15,7 @@ import typer
 
 from krill_tui.cli.options import Display, Options
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.streams import say, show, show_json, show_text
 from krill_tui.io.text import one_line
 
 BROKEN_OFF = "broken off or running"
@@ -34,12 +35,12 @@ def runs(
     if odd := odd_folders():
         names = ", ".join(f"'{one_line(name, limit=60)}'" for name in odd[:4])
         more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
-        print(f"krill: left out, their names are no names of runs: {names}{more}", file=sys.stderr)
+        say(f"krill: left out, their names are no names of runs: {names}{more}")
     if as_json:
-        print(json.dumps(facts, indent=1))
+        show_json(facts, indent=1)
         return
     if not facts:
-        print("no runs yet: krill train makes one")
+        show("no runs yet: krill train makes one")
         return
     from rich.table import Table
 
@@ -47,7 +48,9 @@ def runs(
 
     table = Table("run", "last event", "outcome", "env", "preset", box=None, pad_edge=False)
     for fact in facts:
-        table.add_row(*(str(fact[key]) for key in ("run", "time", "outcome", "env", "preset")))
+        table.add_row(
+            *(one_line(str(fact[key]), limit=60) for key in ("run", "time", "outcome", "env", "preset"))
+        )
     make_console().print(table)
 
 
@@ -119,7 +122,7 @@ def report(
         raise UsageError("a report is of one run", hint="--svg FILE draws the curves of several")
     [name] = names
     if as_json:
-        print(json.dumps(_report_facts(existing_run(name) / "events.jsonl"), indent=1))
+        show_json(_report_facts(existing_run(name) / "events.jsonl"), indent=1)
         return
     path = existing_run(name) / "report.md"
     try:
@@ -128,7 +131,7 @@ def report(
         raise DataError(
             f"run '{path.parent.name}' has no report yet", hint="a completed run has one"
         ) from None
-    sys.stdout.write(text)
+    show_text(text)
 
 
 def _write_curves(folders: Sequence[Path], path: Path) -> None:
@@ -140,7 +143,7 @@ def _write_curves(folders: Sequence[Path], path: Path) -> None:
         raise DataError("no step of these runs is in their journals yet: there is nothing to draw")
     names = ", ".join(run.name for run in runs)
     write_output(path, curves_svg({run.name: [run] for run in runs}, names))
-    print(f"wrote {path}")
+    show(f"wrote {path}")
 
 
 def _report_facts(journal: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import UsageError
+from krill_tui.io.streams import say, show
 
 _PORTS = {"alfworld": 3000, "webshop": 3001}
 
@@ -54,16 +56,17 @@ def serve_env(
 
     source = build_source(config)
     for notice in notices_of(source):
-        typer.echo(notice, err=True)
+        say(notice)
     source.open(source.tasks(next(iter(source.splits())), 1)[0])  # draws or reads it before anybody waits
     with _listen(host, port if port is not None else _PORTS[world]) as listening:
         address = _address(listening)
 
         def ready() -> None:
-            typer.echo(f"serving {world} ({source.backend}) on {address}; ctrl-c stops")
+            show(f"serving {world} ({source.backend}) on {address}; ctrl-c stops")
+            sys.stdout.flush()
 
         asyncio.run(serve(Service(source, idle_seconds=60 * idle_minutes), listening, on_ready=ready))
-    typer.echo("stopped")
+    show("stopped")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"serve-env": serve_env}

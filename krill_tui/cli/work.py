@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import typer
 from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, resolve_config
 from krill_tui.errors import EXIT_BROKEN_PIPE, DataError, UsageError
-from krill_tui.io.streams import say
+from krill_tui.io.streams import say, show, show_json
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -75,7 +74,7 @@ def collect(
 
         collected = session.episodes.read("collect")
         save_trajectories(output, collected)
-        print(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
+        show(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
 
     _start(options, ["collect"], typed, finish=finish)
 
@@ -97,7 +96,7 @@ def distill(
 
         session.bank.flush()
         write_output(output, session.store.bank_file.read_text(encoding="utf-8"))
-        print(f"wrote {output}: {len(session.bank)} skills")
+        show(f"wrote {output}: {len(session.bank)} skills")
 
     typed = {"teacher": given(kind=teacher)}
     _start(options, ["distill"], typed, trajectories=(trajectories, DEFAULT_TRAJECTORIES), finish=finish)
@@ -166,7 +165,7 @@ def evaluate(
 
         evaluated = session.state.evaluations["eval"]
         if as_json:
-            print(json.dumps({"run": session.store.name, **_evaluation_facts(session)}))
+            show_json({"run": session.store.name, **_evaluation_facts(session)})
             return
         console = headless.make_console()
         headless.print_line(console, f"{evaluated.split}, {evaluated.overall.episodes} episodes")
@@ -348,8 +347,8 @@ def _print_results(session: Session) -> None:
 def _print_checkpoint(session: Session) -> None:
     folders = sorted((session.store.path / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
     if folders:
-        print(f"checkpoint: {folders[-1]}")
-    print(f"skills: {session.store.bank_file}")
+        show(f"checkpoint: {folders[-1]}")
+    show(f"skills: {session.store.bank_file}")
 
 
 def _evaluation_facts(session: Session) -> dict[str, object]:

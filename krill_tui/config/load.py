@@ -11,15 +11,16 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
+from krill_tui.config import endpoints
 from krill_tui.config.presets import PRESETS
 from krill_tui.config.schema import EnvConfig, KrillConfig, RlConfig, SftConfig
 from krill_tui.errors import ConfigError
+from krill_tui.io.secrets import masked
 
 WEBSHOP_STEPS = 15
 """Steps of an episode in the paper's WebShop runs."""
 KRILL_TINY_VOCABULARY = 1024
 """Tokens that models of krill-tiny's kind have at most; chat models have tens of thousands."""
-API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
 
 
 def load_config(
@@ -29,7 +30,7 @@ def load_config(
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> KrillConfig:
-    """Preset < file < overrides; `OPENAI_API_KEY` fills the keys left empty.
+    """Preset < file < overrides; the environment fills keys and addresses left empty (`config/endpoints.py`).
 
     Without a file the embedded preset (`tiny`) is the default; a file starts from the paper's defaults
     unless it, or the caller, names another preset.
@@ -48,13 +49,12 @@ def load_config(
     merged["preset"] = name
     _suit_the_world(merged, asked)
     _suit_the_model(merged, asked)
+    endpoints.fill_addresses(merged, asked, environ)
     try:
         config = KrillConfig.model_validate_json(json.dumps(merged))
     except ValidationError as error:
         raise ConfigError(_where(path) + explain(error)) from None
-    key = environ.get("OPENAI_API_KEY", "")
-    filled = {field: getattr(config.model, field) or key for field in API_KEY_FIELDS}
-    return config.model_copy(update={"model": config.model.model_copy(update=filled)})
+    return endpoints.fill_keys(config, overrides or {}, environ)
 
 
 def _suit_the_world(merged: dict[str, object], asked: Mapping[str, object]) -> None:
@@ -76,15 +76,19 @@ def _suit_the_world(merged: dict[str, object], asked: Mapping[str, object]) -> N
 
 
 def _suit_the_model(merged: dict[str, object], asked: Mapping[str, object]) -> None:
-    """What a preset sets for krill-tiny and nobody asked for, as any other local model needs it.
+    """What a preset sets for krill-tiny and nobody asked for, as any other model needs it.
 
-    A chat model has never seen the compact prompt, its tokens are more, and it takes smaller steps.
+    A chat model has never seen the compact prompt, its tokens are more, and it takes smaller steps. One behind an
+    endpoint is not bound to the listed actions, and plays as long as the world lets it.
     """
     policy = merged.get("policy")
-    if not isinstance(policy, dict) or policy.get("kind") != "local" or is_krill_tiny(policy.get("model")):
+    if not isinstance(policy, dict):
+        return
+    kind = policy.get("kind")
+    if kind != "openai" and (kind != "local" or is_krill_tiny(policy.get("model"))):
         return
     rl = RlConfig()
-    suited = {
+    suited: dict[str, object] = {
         "policy": {"prompt_style": "full", "list_admissible": True, "threads": 0},
         "sft": {"learning_rate": SftConfig().learning_rate},
         "rl": {
@@ -93,6 +97,10 @@ def _suit_the_model(merged: dict[str, object], asked: Mapping[str, object]) -> N
             "max_response_length": rl.max_response_length,
         },
     }
+    if kind == "openai":
+        shop = isinstance(env := merged.get("env"), dict) and env.get("name") == "webshop"
+        steps = {"max_steps": WEBSHOP_STEPS if shop else EnvConfig().max_steps}
+        suited = merge(suited, {"policy": {"constrained": False}, "env": steps})
     merged.update(merge(merged, merge(suited, asked)))
 
 
@@ -108,11 +116,8 @@ def is_krill_tiny(model: object) -> bool:
 
 
 def public_dict(config: KrillConfig) -> dict[str, Any]:
-    """The config as it is written into a run: every field, the keys left out."""
-    data = config.model_dump(mode="json")
-    for field in API_KEY_FIELDS:
-        del data["model"][field]
-    return data
+    """The config as it is written into a run: every field, without keys and without the secrets in addresses."""
+    return endpoints.without_secrets(config)
 
 
 def merge(base: Mapping[str, object], top: Mapping[str, object]) -> dict[str, object]:
@@ -138,9 +143,12 @@ def explain(error: ValidationError) -> str:
         hint = f"; did you mean '{near}'?" if near else ""
         return f"unknown field '{field}'{hint}"
     if first["type"] == "model_type":
-        return f"{field}: should be a group of fields (an object), not {_shown(first['input'])}"
+        shown = "what it is" if endpoints.holds_key(location) else masked(_shown(first["input"]))
+        return f"{field}: should be a group of fields (an object), not {shown}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{field}: {message}, not {_shown(first['input'])}"
+    if endpoints.holds_key(location):
+        return f"{field}: {message}"
+    return f"{field}: {message}, not {masked(_shown(first['input']))}"
 
 
 def _printable(name: str) -> str:

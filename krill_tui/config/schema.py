@@ -102,6 +102,8 @@ class PolicyConfig(Settings):
     """Who samples: the model worker, or a vLLM server that gets every new adapter."""
     sampler_url: str = "http://localhost:8000"
     """The vLLM server; it must see the run's folder."""
+    sampler_api_key: str = Field(default="", repr=False)
+    """What the vLLM server was started with as `--api-key`; empty: $VLLM_API_KEY, else $OPENAI_API_KEY."""
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that share sampling and training (`accelerate launch`); one for each GPU."""
     accelerate_config: PathSetting = ""
@@ -122,9 +124,11 @@ class TeacherConfig(Settings):
     concurrency: int = Field(default=8, ge=1, le=1024)
     """Calls in flight."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds a call may take."""
+    """Seconds a call may take, from connecting to the last byte."""
     max_retries: int = Field(default=6, ge=0, le=100)
     """Retries of a transient fault."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Tokens of one answer, a thought's included; empty: the endpoint's own limit."""
     trajectory_tokens: int = Field(default=6000, ge=100)
     """Budget of one episode in a distillation prompt; the middle of a longer one is left out, and that is said."""
     evolve_tokens: int = Field(default=24000, ge=100)
@@ -226,6 +230,12 @@ class ModelConfig(Settings):
     embedding_api_base: str = "https://api.openai.com/v1"
     embedding_model_id: str = "text-embedding-3-small"
     embedding_api_key: str = Field(default="", repr=False)
+    timeout: float | None = Field(default=None, gt=0)
+    """Seconds a call of the policy or the embeddings may take; empty: teacher.timeout."""
+    max_retries: int | None = Field(default=None, ge=0, le=100)
+    """Their retries of a transient fault; empty: teacher.max_retries."""
+    longest_wait: float = Field(default=120.0, gt=0)
+    """Seconds that any of these endpoints may ask to wait before the next try; asked for more, the call fails."""
 
 
 class KrillConfig(Settings):
@@ -244,3 +254,5 @@ class KrillConfig(Settings):
     evolution: EvolutionConfig = EvolutionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     model: ModelConfig = ModelConfig()
+    withheld: tuple[str, ...] = ()
+    """Written by Krill: addresses that were given with a password or a key, which a run does not store."""

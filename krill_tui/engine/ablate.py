@@ -31,7 +31,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from krill_tui import paths
-from krill_tui.config.load import API_KEY_FIELDS, merge
+from krill_tui.config.endpoints import NO_RESULT
+from krill_tui.config.load import merge
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.run_store import run_path
 from krill_tui.errors import DataError, KrillError, RunLockedError, UsageError
@@ -248,8 +249,8 @@ class Plan:
 
 _NO_RESULT = {
     "env": ("concurrency", "data_dir", "webshop_data", "url"),
-    "policy": ("threads", "device"),
-    "model": API_KEY_FIELDS,
+    "policy": ("threads", "device", "sampler_url", "sampler_api_key"),
+    "model": NO_RESULT,
     "rl": ("checkpoint_interval",),
     "sft": ("checkpoint_interval",),
 }

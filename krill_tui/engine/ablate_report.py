@@ -17,6 +17,7 @@ from krill_tui.engine.run_store import run_path
 from krill_tui.errors import KrillError
 from krill_tui.events.schema import Rate
 from krill_tui.io.files import write_atomically
+from krill_tui.io.text import markdown_text, plain_line
 
 
 def report(plan: Plan, results: Mapping[str, JobResult]) -> dict[str, Any]:
@@ -134,14 +135,14 @@ def report_markdown(facts: Mapping[str, Any]) -> str:
         f"sampled at temperature {policy['eval_temperature']}" if policy["eval_temperature"] else "greedy"
     )
     lines = [
-        f"# Ablations: {facts['name']}",
+        f"# Ablations: {markdown_text(facts['name'])}",
         "",
         "```sh",
-        facts["command"],
+        plain_line(facts["command"]).replace("```", "` ` `"),
         "```",
         "",
         f"World {env['name']}/{env['backend']}, up to {env['max_steps']} steps; policy"
-        f" {Path(policy['model']).name or 'krill-tiny'}, evaluation {sampled}; settings {facts['settings']};"
+        f" {markdown_text(Path(policy['model']).name) or 'krill-tiny'}, evaluation {sampled}; settings {facts['settings']};"
         f" seeds {', '.join(seeds)}. Budget of whatever is trained: {sft['num_examples']} demonstrations x"
         f" {sft['epochs']}, {rl['training_epochs']} GRPO steps of {rl['batch_size']} episodes.",
         "",
@@ -168,7 +169,7 @@ def report_markdown(facts: Mapping[str, Any]) -> str:
 
 def _success_table(rows: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> list[str]:
     categories = sorted({category for entry in rows for category in entry["categories"]})
-    heads = ["condition", "all", *(f"seed {seed}" for seed in seeds), *categories]
+    heads = ["condition", "all", *(f"seed {seed}" for seed in seeds), *map(markdown_text, categories)]
     heads += ["steps of wins", "valid actions", "minutes"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for entry in rows:

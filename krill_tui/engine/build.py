@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from krill_tui import paths
 from krill_tui.agent.policies import ExpertPolicy, RandomPolicy
+from krill_tui.config.endpoints import kept_back
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.run_store import RunStore
 from krill_tui.envs.alfworld.source import open_source
@@ -20,6 +24,9 @@ from krill_tui.skills.retrieval import RetrievalOptions
 from krill_tui.skills.teacher import Teacher
 from krill_tui.skills.tiers import categories_of
 from krill_tui.trajectory import Task
+
+if TYPE_CHECKING:
+    from krill_tui.models.endpoint import Limits, Say
 
 LIVE_SERVERS = {"alfworld": "http://localhost:3000", "webshop": "http://localhost:3001"}
 
@@ -82,13 +89,32 @@ def known_categories(source: TaskSource) -> tuple[str, ...]:
     return source.categories() if isinstance(source, WebshopSource) else categories_of(source.env)
 
 
-def build_embedder(config: KrillConfig) -> Embedder:
+def build_embedder(config: KrillConfig, say: Say | None = None) -> Embedder:
     if config.skill_retrieval.embedder == "builtin":
         return BuiltinEmbedder()
-    from krill_tui.models.openai_api import OpenAIEmbedder
+    from krill_tui.models.openai_api import LONGEST_VECTORS, OpenAIEmbedder
 
     model = config.model
-    return OpenAIEmbedder(model.embedding_api_base, model.embedding_model_id, model.embedding_api_key)
+    return OpenAIEmbedder(
+        model.embedding_api_base,
+        model.embedding_model_id,
+        model.embedding_api_key,
+        limits=replace(_limits(config), longest_answer=LONGEST_VECTORS),
+        say=say,
+        hint=kept_back(config, "embeddings", os.environ) or "check model.embedding_api_key or OPENAI_API_KEY",
+    )
+
+
+def _limits(config: KrillConfig) -> Limits:
+    """Of the policy's and the embeddings' calls; what is not set is as for the teacher."""
+    from krill_tui.models.endpoint import Limits
+
+    model, teacher = config.model, config.teacher
+    return Limits(
+        timeout=model.timeout or teacher.timeout,
+        max_retries=teacher.max_retries if model.max_retries is None else model.max_retries,
+        longest_wait=model.longest_wait,
+    )
 
 
 def retrieval_options(config: KrillConfig) -> RetrievalOptions:
@@ -103,9 +129,10 @@ def retrieval_options(config: KrillConfig) -> RetrievalOptions:
     )
 
 
-def build_teacher(config: KrillConfig, store: RunStore) -> Teacher:
+def build_teacher(config: KrillConfig, store: RunStore, say: Say | None = None) -> Teacher:
     if config.teacher.kind == "builtin":
         return BuiltinTeacher()
+    from krill_tui.models.endpoint import Limits
     from krill_tui.models.openai_api import OpenAIChat
     from krill_tui.skills.llm_teacher import LLMTeacher
 
@@ -114,19 +141,27 @@ def build_teacher(config: KrillConfig, store: RunStore) -> Teacher:
         model.teacher_api_base,
         model.teacher_model_id,
         model.teacher_api_key,
-        timeout=teacher.timeout,
-        max_retries=teacher.max_retries,
-        concurrency=teacher.concurrency,
+        role="teacher",
+        setting="model.teacher_api_base",
+        limits=Limits(
+            timeout=teacher.timeout,
+            max_retries=teacher.max_retries,
+            concurrency=teacher.concurrency,
+            longest_wait=model.longest_wait,
+        ),
+        say=say,
+        hint=kept_back(config, "teacher", os.environ) or "check model.teacher_api_key or OPENAI_API_KEY",
     )
     return LLMTeacher(
         RememberingChat(chat, store.path / "teacher_replies.jsonl"),
         trajectory_tokens=teacher.trajectory_tokens,
         evolve_tokens=teacher.evolve_tokens,
+        max_tokens=teacher.max_tokens,
     )
 
 
-def build_program_policy(config: KrillConfig, source: TaskSource) -> Policy | None:
-    """The policy of the config where it is no local model; None where it is."""
+def build_program_policy(config: KrillConfig, source: TaskSource, say: Say | None = None) -> Policy | None:
+    """The policy of the config where it is no local model; None where it is. `say` takes what a person should know."""
     kind = config.policy.kind
     if kind == "expert":
         return ExpertPolicy(source.expert)
@@ -136,15 +171,28 @@ def build_program_policy(config: KrillConfig, source: TaskSource) -> Policy | No
         from krill_tui.models.openai_api import OpenAIChat, OpenAIPolicy
 
         model = config.model
-        return OpenAIPolicy(
-            OpenAIChat(
-                model.policy_api_base,
-                model.policy_model_id,
-                model.policy_api_key,
-                concurrency=config.env.concurrency,
-            )
+        chat = OpenAIChat(
+            model.policy_api_base,
+            model.policy_model_id,
+            model.policy_api_key,
+            role="policy",
+            setting="model.policy_api_base",
+            limits=replace(_limits(config), concurrency=config.env.concurrency),
+            say=say,
+            hint=kept_back(config, "policy", os.environ) or "check model.policy_api_key or OPENAI_API_KEY",
         )
+        return OpenAIPolicy(chat, say)
     return None
+
+
+def untold(config: KrillConfig) -> str:
+    """What is missing from the prompt of a model that was not trained on it; empty where nothing is."""
+    if config.policy.kind != "openai" or config.policy.prompt_style == "full":
+        return ""
+    return (
+        "policy.prompt_style is compact: the system prompt holds no instructions and no reply format, which no model but "
+        "krill-tiny can play with; set it to full"
+    )
 
 
 def policy_model(config: KrillConfig) -> str:

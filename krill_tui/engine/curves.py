@@ -16,6 +16,7 @@ from krill_tui.errors import DataError
 from krill_tui.events import schema as ev
 from krill_tui.events.schema import Rate, event_adapter
 from krill_tui.io.jsonl import parsed, whole_lines
+from krill_tui.io.text import one_line
 
 Points = list[tuple[float, float]]
 
@@ -270,14 +271,14 @@ class _Drawing:
             fill=colour,
         )
         if told:
-            ET.SubElement(made, "title").text = _printable(told)
+            ET.SubElement(made, "title").text = one_line(told)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, kind: str) -> None:
         self.shape("line", x1=x1, y1=y1, x2=x2, y2=y2).set("class", kind)
 
     def words(self, text: str, x: float, y: float, kind: str = "", anchor: str = "start") -> None:
         made = self.shape("text", x=x, y=y)
-        made.text = _printable(text)
+        made.text = one_line(text)
         if kind:
             made.set("class", kind)
         if anchor != "start":
@@ -320,10 +321,6 @@ def _ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list
         step = max(1.0, math.ceil(step))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _fitted(text: str, width: float, letter: float) -> str:

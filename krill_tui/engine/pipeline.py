@@ -15,7 +15,7 @@ from functools import partial
 
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import phases
-from krill_tui.engine.build import TaskPlan, build_program_policy, untrained_for
+from krill_tui.engine.build import TaskPlan, build_program_policy, untold, untrained_for
 from krill_tui.engine.context import RunContext
 from krill_tui.engine.reinforce import reinforce
 from krill_tui.engine.trainer import Trainer
@@ -40,6 +40,14 @@ class Pipeline:
         self.ctx = ctx
         self.plan = TaskPlan(ctx.source, ctx.config)
         self.trainer = Trainer(ctx)
+        self._program: Policy | None = None
+        """The policy where it is no local model, kept from stage to stage with what it learned of its endpoint."""
+
+    async def close(self) -> None:
+        """Stop the worker; let go of the connections."""
+        await self.trainer.close()
+        if self._program:
+            await self._program.close()
 
     async def run(self, stage: str) -> None:
         """One stage by name.
@@ -63,6 +71,8 @@ class Pipeline:
             self.ctx.note_once(warning, "warning")
         if stage not in ("distill", "evaluate-base"):
             self.ctx.note_unreached_skills()
+        if stage != "distill" and (warning := untold(self.ctx.config)):
+            self.ctx.note_once(warning, "warning")
         await stages[stage]()
 
     async def _collect(self) -> None:
@@ -99,7 +109,8 @@ class Pipeline:
         )
 
     async def _policy(self) -> Policy:
-        return build_program_policy(self.ctx.config, self.ctx.source) or await self.trainer.acting()
+        self._program = self._program or build_program_policy(self.ctx.config, self.ctx.source, self.ctx.note)
+        return self._program or await self.trainer.acting()
 
     def _require_local(self, what: str) -> None:
         kind = self.ctx.config.policy.kind

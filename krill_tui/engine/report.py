@@ -7,7 +7,7 @@ from pathlib import Path
 from krill_tui.engine.state import EvolutionView, RunState
 from krill_tui.events.schema import Evaluated, Rate
 from krill_tui.io.files import write_atomically
-from krill_tui.io.text import markdown_text
+from krill_tui.io.text import markdown_text, plain
 
 TEXT_SHOWN = 4000
 """Characters of a teacher's prompt or reply in a report."""
@@ -29,7 +29,9 @@ def result_rows(state: RunState) -> list[tuple[str, Evaluated]]:
 def _evolution_lines(view: EvolutionView) -> list[str]:
     """One cycle: what failed, what was read, what changed and why, and the categories at the next validation."""
     event = view.event
-    failing = ", ".join(f"{c} {percent(event.rates[c])}" for c in event.failing if c in event.rates)
+    failing = ", ".join(
+        f"{markdown_text(c)} {percent(event.rates[c])}" for c in event.failing if c in event.rates
+    )
     lines = [f"### Cycle {event.cycle}, step {event.step}", "", f"- failing: {failing or 'none'}"]
     if event.failures:
         lines.append(
@@ -38,11 +40,13 @@ def _evolution_lines(view: EvolutionView) -> list[str]:
     for id_ in event.accepted:
         skill, reason = view.skills.get(id_, (None, ""))
         if skill is None:
-            lines.append(f"- changed: {id_}")
+            lines.append(f"- changed: {markdown_text(id_)}")
             continue
         change = f"refined (version {skill.version})" if skill.version > 1 else "added"
         why = f"; because: {markdown_text(reason)}" if reason else ""
-        lines.append(f"- {change}: {id_} ({markdown_text(skill.tier)}) {markdown_text(skill.principle)}{why}")
+        lines.append(
+            f"- {change}: {markdown_text(id_)} ({markdown_text(skill.tier)}) {markdown_text(skill.principle)}{why}"
+        )
     lines += [f"- refused: {markdown_text(line)}" for line in event.refused]
     if event.reason:
         lines.append(f"- {markdown_text(event.reason)}")
@@ -58,8 +62,7 @@ def _evolution_lines(view: EvolutionView) -> list[str]:
 
 def _quoted(text: str) -> list[str]:
     """As an indented block, which no text can end; a long one is cut, and it says where all of it is."""
-    shown = text[:TEXT_SHOWN]
-    lines = ["    " + "".join(c for c in line if c.isprintable()) for line in shown.splitlines()]
+    lines = [f"    {line}" for line in plain(text[:TEXT_SHOWN]).splitlines()]
     if len(text) > TEXT_SHOWN:
         lines.append(f"    [{len(text) - TEXT_SHOWN} more characters: krill report RUN --json has all of it]")
     return lines
@@ -68,17 +71,25 @@ def _quoted(text: str) -> list[str]:
 def write_report(state: RunState, path: Path) -> None:
     """Write the report beside and rename."""
     config = state.config
-    lines = [f"# Run {state.run}", ""]
+    lines = [f"# Run {markdown_text(state.run)}", ""]
     if config:
-        env, policy = config["env"], config["policy"]
-        choice = "among admissible actions" if policy["constrained"] else "free text"
+
+        def said(*names: str) -> str:
+            """A setting; `?` where the config of another version has it not."""
+            value: object = config
+            for name in names:
+                value = value.get(name) if isinstance(value, dict) else None
+            return "?" if value is None else markdown_text(str(value))
+
+        choice = "free text" if said("policy", "constrained") == "False" else "among admissible actions"
         lines += [
-            f"- outcome: {state.outcome or 'running'}{': ' + state.message if state.message else ''}",
-            f"- world: {env['name']}/{env['backend']}, up to {env['max_steps']} steps",
-            f"- games: content hash {state.games or 'unknown'}",
+            f"- outcome: {state.outcome or 'running'}{': ' + markdown_text(state.message) if state.message else ''}",
+            f"- world: {said('env', 'name')}/{said('env', 'backend')}, up to {said('env', 'max_steps')} steps",
+            f"- games: content hash {markdown_text(state.games) or 'unknown'}",
             *(f"- {markdown_text(notice)}" for notice in state.notices),
-            f"- policy: {policy['kind']} {policy['model'] or 'krill-tiny'}, {choice}; teacher: {config['teacher']['kind']}",
-            f"- preset {config['preset']}, seed {config['seed']}",
+            f"- policy: {said('policy', 'kind')} {said('policy', 'model') or 'krill-tiny'}, {choice};"
+            f" teacher: {said('teacher', 'kind')}",
+            f"- preset {said('preset')}, seed {said('seed')}",
             f"- episodes: {state.episodes_done}, skills in the bank: {len(state.skills)}",
             "",
         ]
@@ -88,13 +99,13 @@ def write_report(state: RunState, path: Path) -> None:
         lines += [
             "## Success (95 % Wilson intervals)",
             "",
-            "| stage | split | all | " + " | ".join(categories) + " | steps of wins |",
+            "| stage | split | all | " + " | ".join(map(markdown_text, categories)) + " | steps of wins |",
             "|---" * (len(categories) + 4) + "|",
         ]
         for title, e in rows:
             cells = [percent(e.categories[c]) if c in e.categories else "" for c in categories]
             lines.append(
-                f"| {title} | {e.split} | {percent(e.overall)} | {' | '.join(cells)} | {e.mean_steps:.1f} |"
+                f"| {title} | {markdown_text(e.split)} | {percent(e.overall)} | {' | '.join(cells)} | {e.mean_steps:.1f} |"
             )
         lines += [
             f"- {title}: panel {markdown_text(e.panel)}, digest {e.panel_digest}; what was played: {e.played}"
@@ -105,7 +116,10 @@ def write_report(state: RunState, path: Path) -> None:
     finished = [view for view in state.phases if view.finished]
     if finished:
         lines += ["## Phases", ""]
-        lines += [f"- {view.title}: {view.summary} ({view.seconds:.1f} s)" for view in finished]
+        lines += [
+            f"- {markdown_text(view.title)}: {markdown_text(view.summary)} ({view.seconds:.1f} s)"
+            for view in finished
+        ]
         lines.append("")
     if state.validations:
         lines += ["## Validation on the evolve split", ""]

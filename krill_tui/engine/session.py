@@ -178,8 +178,9 @@ class Session:
     async def close(self) -> None:
         """Cancel what runs, stop the worker, let go of the run."""
         await self.cancel()
-        await self._pipeline.trainer.close()
+        await self._pipeline.close()
         await self._ctx.teacher.close()
+        await self._ctx.embedder.close()
         try:
             self._held.close()
         except KrillError:  # a full disk, a deleted folder: where the launch has failed of it, that is said
@@ -322,7 +323,11 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
             unsaid.append(finished_event(trajectory))
 
     episodes = held.enter_context(closing(EpisodeFile(store.trajectories_file, on_read=read)))
-    embedder = build.build_embedder(config)
+
+    def say(message: str, level: str) -> None:
+        bus.emit(ev.Noted(level=level, message=message))  # pyright: ignore[reportArgumentType]
+
+    embedder = build.build_embedder(config, say)
     ctx = RunContext(
         config=config,
         store=store,
@@ -332,7 +337,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
         bank=bank,
         retriever=Retriever(bank, embedder, build.retrieval_options(config), env=config.env.name),
         embedder=embedder,
-        teacher=build.build_teacher(config, store),
+        teacher=build.build_teacher(config, store, say),
         gate=Gate(),
         tokens=TokenStore(store.path / "tokens"),
         episodes=episodes,
@@ -351,6 +356,12 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
     )
     for event in unsaid:
         ctx.emit(event)
+    for setting in config.withheld:
+        ctx.note(
+            f"{setting} was given with a password or a key, which no run stores: give the whole address again, with "
+            f"--set {setting}=…" + (" or OPENAI_BASE_URL" if setting.startswith("model.") else ""),
+            "warning",
+        )
     sync_bank_events(ctx)
     return ctx
 

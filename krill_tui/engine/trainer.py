@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
+from krill_tui.config.endpoints import kept_back
 from krill_tui.config.schema import PolicyConfig, RlConfig
 from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
@@ -193,7 +195,12 @@ class Trainer:
                 ctx.note_once("the vLLM server has to run with --logprobs-mode processed_logprobs")
             self.policy = VllmPolicy(
                 worker,
-                VllmServer(config.sampler_url),
+                VllmServer(
+                    config.sampler_url,
+                    config.sampler_api_key,
+                    say=ctx.note,
+                    hint=kept_back(ctx.config, "sampler", os.environ),
+                ),
                 loaded,
                 ctx.store.path / "adapters",
                 name=f"vllm:{Path(model).name}",

@@ -13,7 +13,7 @@ _SHORTEST = 6
 _known: set[str] = set()
 
 _USERINFO = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]{0,20}://)[^\s/?#@\"'<>]{1,512}@")
-_QUERY = re.compile(
+SECRET_QUERY = re.compile(
     r"([?&](?:[a-z0-9_.-]{0,40}(?:key|token|secret|password|passwd|pwd|signature|sig|auth|credential)[a-z0-9_.-]{0,40})=)"
     r"[^\s&#\"'<>]{1,4096}",
     re.IGNORECASE,
@@ -28,6 +28,11 @@ def register(*secrets: str) -> None:
                 _known.add(form)
 
 
+def is_secret(key: str) -> bool:
+    """False for what people set where a server takes any key ("ollama", "lm-studio"): it stands in other texts too."""
+    return len(key) >= 12 or any(c.isdigit() for c in key)
+
+
 def masked(text: str) -> str:
     """`text` with known secrets, passwords in URLs and keys in query strings replaced by `MASK`."""
     for secret in sorted(_known, key=len, reverse=True):
@@ -36,7 +41,7 @@ def masked(text: str) -> str:
     if "://" in text:
         text = _USERINFO.sub(rf"\1{MASK}@", text)
     if "=" in text:
-        text = _QUERY.sub(rf"\1{MASK}", text)
+        text = SECRET_QUERY.sub(rf"\1{MASK}", text)
     return text
 
 
@@ -53,8 +58,9 @@ def masked_json(line: bytes) -> bytes:
 def url_secrets(url: str) -> list[str]:
     """Passwords and keys that stand in a URL, as they stand there."""
     found = []
-    if match := _USERINFO.search(url):
-        userinfo = url[match.end(1) : match.end() - 1]
+    authority = re.split(r"[/?#]", url.partition("://")[2], maxsplit=1)[0]
+    if "@" in authority:
+        userinfo = authority.rpartition("@")[0]
         found += [userinfo, userinfo.partition(":")[2]] if ":" in userinfo else [userinfo]
-    found += [match.group(0)[len(match.group(1)) :] for match in _QUERY.finditer(url)]
+    found += [match.group(0)[len(match.group(1)) :] for match in SECRET_QUERY.finditer(url)]
     return [secret for secret in found if secret]

@@ -11,6 +11,10 @@ import io
 import os
 import re
 import sys
+from typing import Any
+
+from krill_tui.io.secrets import masked, masked_json
+from krill_tui.io.text import json_line, plain, plain_line
 
 _NAMES = ("stdin", "stdout", "stderr")
 _SIZE = re.compile(r"[1-9][0-9]{0,3}")
@@ -66,10 +70,25 @@ class _Output(io.TextIOWrapper):
             raise
 
 
+def show(text: str) -> None:
+    """One line on standard output, of which some may come from anywhere."""
+    print(plain_line(masked(text)))
+
+
+def show_text(text: str) -> None:
+    """A document of many lines on standard output."""
+    sys.stdout.write(plain(masked(text), limit=sys.maxsize))
+
+
+def show_json(value: Any, indent: int | None = None) -> None:
+    """`value` on standard output as JSON that is the same in every encoding and does nothing to a terminal."""
+    print(masked_json(json_line(value, indent).encode()).decode())
+
+
 def say(text: str) -> None:
     """One line on standard error; whoever cannot read it misses it."""
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(plain_line(masked(text)), file=sys.stderr, flush=True)
 
 
 def finish_streams() -> None:

@@ -26,6 +26,8 @@ _ESCAPE = re.compile(
     r"|\x9b[0-?]*[ -/]*[@-~]"  # CSI as one C1 byte
 )
 _NOT_ASCII = re.compile("[^\x00-\x7e]")
+_MARKUP = re.compile(r"[\\`*\[\]<>#|~&]|!(?=\[)|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown reads as more than itself; a `_` inside a word is none."""
 _LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn"}
 """Controls, format characters (zero width, bidi overrides, tags), lone surrogates, private and unassigned ones."""
@@ -108,7 +110,7 @@ def _escaped(match: re.Match[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """`text` on one line so that Markdown shows it as it is."""
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", clean_text(one_line(text, limit=2000)))
+    return _MARKUP.sub(r"\\\g<0>", one_line(text, limit=2000))
 
 
 def _shortened(text: str, limit: int) -> str:

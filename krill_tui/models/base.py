@@ -103,10 +103,20 @@ class ChatUsage:
     completion_tokens: int = 0
 
 
+Finish = Literal["stop", "length", "filter", "context"]
+"""Why a chat model stopped: it was done, ran out of tokens, was cut by a filter, or filled its context."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatReply:
     text: str
+    """What was said; a thought that the model wrote into it stands there as `<think>…</think>`."""
     usage: ChatUsage = field(default_factory=ChatUsage)
+    thought: str = ""
+    """What the server keeps apart from the text."""
+    finish: Finish = "stop"
+    refusal: str = ""
+    """The model's words where it refuses to answer."""
 
 
 class ChatModel(Protocol):
@@ -134,3 +144,5 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `[len(texts), dim]`, each row of length 1 (or 0 for an empty text)."""
         ...
+
+    async def close(self) -> None: ...

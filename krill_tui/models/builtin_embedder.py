@@ -42,6 +42,9 @@ class BuiltinEmbedder:
             return await asyncio.to_thread(self._embed, texts)
         return self._embed(texts)
 
+    async def close(self) -> None:
+        """Nothing to let go of."""
+
     def _embed(self, texts: Sequence[str]) -> np.ndarray:
         matrix = np.zeros((len(texts), self.dim), dtype=np.float32)
         for row, text in zip(matrix, texts, strict=True):

@@ -2,153 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
+import base64
+import binascii
 import random
-import re
-from collections.abc import Awaitable, Callable, Sequence
-from email.utils import parsedate_to_datetime
-from time import time
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from krill_tui.errors import ModelError
-from krill_tui.models.base import ActReply, ActRequest, ChatReply, ChatUsage, Message
+from krill_tui.io.text import one_line
+from krill_tui.models.base import ActReply, ActRequest, ChatReply, Message
+from krill_tui.models.chat_answer import UnreadableAnswer, read_chat, with_thought
+from krill_tui.models.endpoint import ContextOverflow, Endpoint, Limits, Refused, Say
 
-R = TypeVar("R")
-
-_LONGEST_WAIT = 120.0
-_REASONING_MODEL = re.compile(r"(?:.*/)?(?:o\d|gpt-5)")
 _EMBEDDING_BATCH = 256
-_REFUSED = (401, 402, 403, 404, 407, 429)
-"""Statuses that the same call gets again, whatever it asks. Of 429 those that are no passing limit: a spent quota."""
-
-
-class ContextOverflow(ModelError):
-    """The conversation is longer than the model can read."""
-
-
-class _Transient(Exception):
-    """A fault that may be gone at the next try."""
-
-    def __init__(self, message: str, wait: float | None = None, *, unreachable: bool = False) -> None:
-        super().__init__(message)
-        self.wait = wait
-        """Seconds the server asked to wait."""
-        self.unreachable = unreachable
-
-
-class _Endpoint:
-    """One server: the client, its retries and the number of calls in flight."""
-
-    def __init__(
-        self,
-        base_url: str,
-        api_key: str,
-        *,
-        timeout: float,
-        max_retries: int,
-        concurrency: int,
-        base_delay: float,
-        rng: random.Random | None,
-    ) -> None:
-        import openai
-
-        self._openai = openai
-        self._api_key = api_key
-        self._url = base_url
-        self._max_retries = max_retries
-        self._base_delay = base_delay
-        # The jitter spreads clients in time; it never reaches a result.
-        self._rng = rng or random.Random(0)
-        self._slots = asyncio.Semaphore(concurrency)
-        # Local servers take any key, but the client insists on one.
-        self.client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "none", timeout=timeout, max_retries=0
-        )
-
-    async def call(self, request: Callable[[], Awaitable[Any]], read: Callable[[Any], R]) -> R:
-        """`read` of what `request` returns, retried while the fault is transient.
-
-        A call keeps its slot while it waits: a server that is out of breath gets fewer calls.
-
-        Raises:
-            ModelError: refused for good, or still broken after the last retry.
-        """
-        async with self._slots:
-            for attempt in range(self._max_retries + 1):
-                try:
-                    return await self._once(request, read)
-                except _Transient as fault:
-                    if attempt == self._max_retries:
-                        raise self._error(
-                            f"{fault}, after {attempt + 1} attempts", unreachable=fault.unreachable
-                        ) from None
-                    await asyncio.sleep(self._wait(attempt, fault.wait))
-        raise AssertionError("unreachable")
-
-    async def _once(self, request: Callable[[], Awaitable[Any]], read: Callable[[Any], R]) -> R:
-        openai = self._openai
-        try:
-            return read(await request())
-        except openai.APITimeoutError:
-            raise _Transient("the endpoint did not answer in time", unreachable=True) from None
-        except openai.APIConnectionError as error:
-            raise _Transient(
-                f"the connection failed ({type(error.__cause__).__name__})", unreachable=True
-            ) from None
-        except openai.APIStatusError as error:
-            status = error.status_code
-            if (status in (408, 409, 429) and error.code != "insufficient_quota") or status >= 500:
-                raise _Transient(
-                    f"the endpoint answered {status}", _retry_after(error), unreachable=True
-                ) from None
-            if error.code == "context_length_exceeded" or "maximum context length" in error.message:
-                raise ContextOverflow(self._line(error.message)) from None
-            raise self._error(
-                f"the endpoint refused with {status}: {error.message}", permanent=status in _REFUSED
-            ) from None
-        except (openai.OpenAIError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise _Transient(f"the answer cannot be read ({type(error).__name__})") from None
-
-    def _wait(self, attempt: int, asked: float | None) -> float:
-        backoff = min(self._base_delay * 2**attempt, _LONGEST_WAIT) * self._rng.uniform(0.5, 1.0)
-        return min(max(asked or 0.0, backoff), _LONGEST_WAIT)
-
-    def _line(self, message: str) -> str:
-        # A server may quote the key it refused.
-        hidden = message.replace(self._api_key, "***") if self._api_key else message
-        return " ".join(f"{self._url}: {hidden}".split())[:400]
-
-    def _error(self, message: str, *, unreachable: bool = False, permanent: bool = False) -> ModelError:
-        return ModelError(self._line(message), unreachable=unreachable, permanent=permanent)
+LONGEST_VECTORS = 64 * 1024 * 1024
+"""Bytes of an answer of vectors."""
+_TOO_MANY = (400, 413, 422)
+"""Statuses of a server that may only want fewer texts at once."""
 
 
 class OpenAIChat:
-    """A chat model of an endpoint; at most `concurrency` calls are in flight."""
+    """A chat model of an endpoint."""
 
     def __init__(
         self,
         base_url: str,
         model: str,
-        api_key: str,
+        api_key: str = "",
         *,
-        timeout: float = 120,
-        max_retries: int = 6,
-        concurrency: int = 8,
-        base_delay: float = 0.5,
+        role: str = "chat",
+        setting: str = "the address",
+        limits: Limits | None = None,
+        say: Say | None = None,
+        hint: str = "",
         rng: random.Random | None = None,
     ) -> None:
+        """See `Endpoint`."""
         self.name = f"openai:{model}"
         self._model = model
-        self._endpoint = _Endpoint(
+        self.endpoint = Endpoint(
             base_url,
             api_key,
-            timeout=timeout,
-            max_retries=max_retries,
-            concurrency=concurrency,
-            base_delay=base_delay,
+            role=role,
+            setting=setting,
+            limits=limits or Limits(),
+            say=say,
+            hint=hint,
+            model=model,
             rng=rng,
         )
 
@@ -156,17 +59,15 @@ class OpenAIChat:
         self, messages: Sequence[Message], *, temperature: float | None = None, max_tokens: int | None = None
     ) -> ChatReply:
         """Answer a conversation; see `ChatModel.complete`."""
-        options: dict[str, Any] = {"model": self._model, "messages": list(messages)}
-        reasons = _REASONING_MODEL.match(self._model) is not None
-        if temperature is not None and not reasons:
-            options["temperature"] = temperature
+        body: dict[str, Any] = {"model": self._model, "messages": list(messages)}
+        if temperature is not None:
+            body["temperature"] = temperature
         if max_tokens is not None:
-            options["max_completion_tokens" if reasons else "max_tokens"] = max_tokens
-        create = self._endpoint.client.chat.completions.create
-        return await self._endpoint.call(lambda: create(**options), _read_chat)
+            body["max_tokens"] = max_tokens
+        return await self.endpoint.call("chat/completions", body, read_chat)
 
     async def close(self) -> None:
-        await self._endpoint.client.close()
+        await self.endpoint.close()
 
 
 class OpenAIEmbedder:
@@ -176,61 +77,89 @@ class OpenAIEmbedder:
         self,
         base_url: str,
         model: str,
-        api_key: str,
+        api_key: str = "",
         *,
-        timeout: float = 60,
-        max_retries: int = 6,
-        concurrency: int = 8,
-        base_delay: float = 0.5,
+        setting: str = "model.embedding_api_base",
+        limits: Limits | None = None,
+        say: Say | None = None,
+        hint: str = "",
         rng: random.Random | None = None,
     ) -> None:
+        """See `Endpoint`."""
         self.name = f"openai:{model}"
         self._model = model
-        self._endpoint = _Endpoint(
+        self._batch = _EMBEDDING_BATCH
+        self._width = 0
+        """Numbers of a vector, once one was seen."""
+        self._endpoint = Endpoint(
             base_url,
             api_key,
-            timeout=timeout,
-            max_retries=max_retries,
-            concurrency=concurrency,
-            base_delay=base_delay,
+            role="embeddings",
+            setting=setting,
+            limits=limits or Limits(longest_answer=LONGEST_VECTORS),
+            say=say,
+            hint=hint,
             rng=rng,
         )
+        self._say = say or (lambda message, level: None)
 
     async def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Return float32 `[len(texts), dim]` with rows of length 1.
 
         Raises:
-            ModelError: the endpoint refused for good or stayed broken.
+            ModelError: the endpoint refused for good, stayed broken, or gives what are no vectors.
         """
         if not texts:
             return np.zeros((0, 0), dtype=np.float32)
-        parts = [
-            await self._embed_batch(list(texts[start : start + _EMBEDDING_BATCH]))
-            for start in range(0, len(texts), _EMBEDDING_BATCH)
-        ]
+        # Endpoints refuse empty texts.
+        owed = [text if text.strip() else "(empty)" for text in texts]
+        parts: list[np.ndarray] = []
+        while owed:
+            batch = owed[: self._batch]
+            try:
+                parts.append(await self._embed_batch(batch))
+            except Refused as refusal:
+                if len(batch) == 1 or refusal.said.status not in _TOO_MANY or refusal.permanent:
+                    raise
+                # Halved once for all calls that fail at the same time.
+                if self._batch >= len(batch):
+                    self._batch = len(batch) // 2
+                    self._say(
+                        f"embeddings: {len(batch)} texts are too many for one call, {self._batch} from now on",
+                        "info",
+                    )
+                continue
+            owed = owed[len(batch) :]
         matrix = np.concatenate(parts)
         norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-        return matrix / np.where(norms > 0, norms, 1.0)
+        return (matrix / np.where(norms > 0, norms, 1.0)).astype(np.float32)
 
     async def _embed_batch(self, texts: list[str]) -> np.ndarray:
-        create = self._endpoint.client.embeddings.create
-        # Endpoints refuse empty texts.
-        inputs = [text or " " for text in texts]
-        return await self._endpoint.call(
-            lambda: create(model=self._model, input=inputs, encoding_format="float"),
-            lambda answer: _read_vectors(answer, len(inputs)),
-        )
+        body = {"model": self._model, "input": texts, "encoding_format": "float"}
+        data = await self._endpoint.call("embeddings", body, lambda answer: _vector_rows(answer, len(texts)))
+        matrix = _matrix(data)
+        problem = _problem(matrix, self._width)
+        if problem:
+            raise ModelError(
+                f"embeddings at {self._endpoint.shown}: {problem[0]}", hint=problem[1], permanent=True
+            )
+        assert matrix is not None
+        self._width = matrix.shape[1]
+        return matrix
 
     async def close(self) -> None:
-        await self._endpoint.client.close()
+        await self._endpoint.close()
 
 
 class OpenAIPolicy:
     """Acts through a chat endpoint: text only, no token ids, so it cannot be trained."""
 
-    def __init__(self, chat: OpenAIChat) -> None:
+    def __init__(self, chat: OpenAIChat, say: Callable[[str, str], None] | None = None) -> None:
+        """`say` takes what a person should know, each line once."""
         self.name = chat.name
         self._chat = chat
+        self._listener = say
+        self._said: set[str] = set()
 
     async def act(self, request: ActRequest) -> ActReply:
         """Continue one episode; see `Policy.act`. Constrained sampling is not available."""
@@ -241,8 +170,20 @@ class OpenAIPolicy:
             )
         except ContextOverflow:
             return ActReply("", finish="context")
+        if reply.finish == "context" and not reply.text.strip():
+            return ActReply("", finish="context")
+        if reply.finish == "length":
+            self._say(
+                f"policy: replies are cut off after {sampling.max_tokens} tokens; raise rl.max_response_length, "
+                "more so for a model that thinks",
+                "warning",
+            )
+        if (reply.refusal and not reply.text) or (reply.finish == "filter" and not reply.text.strip()):
+            words = f": {one_line(reply.refusal, limit=120)}" if reply.refusal else " (content filter)"
+            self._say(f"policy: the model refused to answer a turn{words}", "warning")
         return ActReply(
-            reply.text,
+            with_thought(reply if reply.text else replace(reply, text=reply.refusal)),
+            finish="length" if reply.finish == "length" else "stop",
             prompt_tokens=reply.usage.prompt_tokens,
             completion_tokens=reply.usage.completion_tokens,
         )
@@ -256,44 +197,57 @@ class OpenAIPolicy:
     async def close(self) -> None:
         await self._chat.close()
 
-
-def _read_chat(answer: Any) -> ChatReply:
-    choices = getattr(answer, "choices", None)
-    message = getattr(choices[0], "message", None) if isinstance(choices, list) and choices else None
-    text = getattr(message, "content", None)
-    if not isinstance(text, str):
-        raise _Transient("the answer holds no message")
-    usage = getattr(answer, "usage", None)
-    return ChatReply(text, ChatUsage(_count(usage, "prompt_tokens"), _count(usage, "completion_tokens")))
+    def _say(self, line: str, level: str) -> None:
+        if self._listener and line not in self._said:
+            self._said.add(line)
+            self._listener(line, level)
 
 
-def _count(usage: Any, name: str) -> int:
-    value = getattr(usage, name, 0)
-    return value if isinstance(value, int) else 0
+def _vector_rows(answer: object, count: int) -> list[Any]:
+    """The vectors as they came, in the order of the texts."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list) or len(data) != count or not all(isinstance(row, Mapping) for row in data):
+        raise UnreadableAnswer("the answer does not hold one vector for each text")
+    places = [row.get("index") for row in data]
+    if any(place is not None for place in places):
+        if any(isinstance(place, bool) or not isinstance(place, int) for place in places):
+            raise UnreadableAnswer("the answer's vectors are not numbered")
+        if sorted(places) != list(range(count)):
+            raise UnreadableAnswer("the answer numbers its vectors in a way that names no text for each")
+        data = sorted(data, key=lambda row: row["index"])
+    return [row.get("embedding") for row in data]
 
 
-def _read_vectors(answer: Any, count: int) -> np.ndarray:
-    data = getattr(answer, "data", None)
-    if not isinstance(data, list) or len(data) != count:
-        raise _Transient("the answer does not hold one vector for each text")
+def _matrix(rows: list[Any]) -> np.ndarray | None:
+    """float64 (a sum of squares of large numbers has to fit), or None where they are no numbers."""
     try:
-        ordered = sorted(data, key=lambda item: item.index)
-        matrix = np.array([item.embedding for item in ordered], dtype=np.float32)
-    except (AttributeError, TypeError, ValueError):
-        matrix = np.zeros(0, dtype=np.float32)
-    if matrix.ndim != 2 or not np.isfinite(matrix).all():
-        raise _Transient("the answer's vectors cannot be read")
-    return matrix
-
-
-def _retry_after(error: Any) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date."""
-    value = error.response.headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (TypeError, ValueError):
+        return np.array([_unpacked(row) for row in rows], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError, binascii.Error):
         return None
+
+
+def _unpacked(row: object) -> object:
+    if isinstance(row, str):  # base64, which OpenAI's own client asks for, and some servers always send
+        return np.frombuffer(base64.b64decode(row, validate=True), dtype="<f4")
+    if not isinstance(row, list) or any(isinstance(value, str | bool | None) for value in row):
+        raise ValueError
+    return row
+
+
+def _problem(matrix: np.ndarray | None, width: int) -> tuple[str, str | None] | None:
+    """(what is wrong with vectors, what to do)."""
+    if (matrix is not None and matrix.ndim == 3) or matrix is None:
+        return (
+            "the answer's vectors cannot be read",
+            "one vector for each text is needed; a server that gives one for each token has to pool them "
+            "(llama.cpp: --pooling mean)",
+        )
+    if matrix.ndim != 2 or matrix.shape[1] == 0:
+        return "the answer's vectors are empty", None
+    if not np.isfinite(matrix).all():
+        return "the answer's vectors hold numbers that are none (NaN or infinite)", None
+    if not matrix.any(axis=1).all():
+        return "a vector holds nothing but zeros", None
+    if width and matrix.shape[1] != width:
+        return f"vectors have {matrix.shape[1]} numbers now, and had {width} before", "has the model changed?"
+    return None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from krill_tui.io.jsonl import JsonLines, read_lines
-from krill_tui.models.base import ChatModel, ChatReply, ChatUsage, Message
+from krill_tui.models.base import ChatModel, ChatReply, ChatUsage, Finish, Message
 
 
 class RememberingChat:
@@ -39,6 +39,9 @@ class RememberingChat:
             "text": reply.text,
             "prompt_tokens": reply.usage.prompt_tokens,
             "completion_tokens": reply.usage.completion_tokens,
+            "finish": reply.finish,
+            "thought": reply.thought,
+            "refusal": reply.refusal,
         }
         file = JsonLines(self._path)
         try:
@@ -59,4 +62,7 @@ def _key(name: str, messages: Sequence[Message], temperature: float | None) -> s
 def _parse(line: bytes) -> tuple[str, ChatReply]:
     entry = json.loads(line)
     usage = ChatUsage(entry["prompt_tokens"], entry["completion_tokens"])
-    return str(entry["key"]), ChatReply(entry["text"], usage)
+    # Files of earlier versions hold the text alone.
+    finish: Finish = entry.get("finish", "stop")
+    thought, refusal = entry.get("thought", ""), entry.get("refusal", "")
+    return str(entry["key"]), ChatReply(entry["text"], usage, thought=thought, finish=finish, refusal=refusal)

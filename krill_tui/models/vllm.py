@@ -13,16 +13,16 @@ import contextlib
 import hashlib
 import shutil
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
 from krill_tui.errors import ModelError
 from krill_tui.models.base import ActReply, ActRequest, Message
+from krill_tui.models.endpoint import ContextOverflow, Endpoint, Limits, Refused, Say
 from krill_tui.models.local import WorkerClient
 from krill_tui.models.worker_protocol import ChatMessage, LoadedReply
 
@@ -30,6 +30,9 @@ _ACTION_END = "</action>"
 _SHORTEST_REPLY = 16
 """With less room than this an episode has reached the end of the context."""
 _HINT = "see docs/scaling.md for how to start the server"
+_MOST_CALLS = 4096
+"""The server batches by itself; the engine's own limit is `env.concurrency`."""
+_LONGEST_ANSWER = 32 * 1024 * 1024
 
 
 class _Logprobs(BaseModel):
@@ -64,13 +67,36 @@ class VllmServer:
     """The calls of a vLLM server that Krill needs."""
 
     def __init__(
-        self, url: str, *, timeout: float = 600.0, retries: int = 3, retry_seconds: float = 1.0
+        self,
+        url: str,
+        key: str = "",
+        *,
+        timeout: float = 600.0,
+        retries: int = 3,
+        retry_seconds: float = 1.0,
+        say: Say | None = None,
+        hint: str = "",
     ) -> None:
-        """`url`: of the server, with or without `/v1`. Faults that pass (5xx, no connection) are tried again."""
-        self.url = url.rstrip("/").removesuffix("/v1")
-        self._client = httpx.AsyncClient(timeout=timeout, limits=httpx.Limits(max_connections=None))
-        self._retries = retries
-        self._retry_seconds = retry_seconds
+        """`url`: of the server, with or without `/v1`; `key`: what it was started with as `--api-key`.
+
+        Faults that may pass (5xx, no connection) are tried again.
+        """
+        self._endpoint = Endpoint(
+            _with_version(url),
+            key,
+            role="the vLLM server",
+            setting="policy.sampler_url",
+            limits=Limits(
+                timeout=timeout,
+                max_retries=retries,
+                base_delay=retry_seconds,
+                concurrency=_MOST_CALLS,
+                longest_answer=_LONGEST_ANSWER,
+            ),
+            say=say,
+            hint=hint or "policy.sampler_api_key or VLLM_API_KEY holds its --api-key",
+            adapts=False,
+        )
 
     async def load_adapter(self, name: str, folder: Path) -> None:
         """Make an adapter known under a name; one of that name that is there already is left as it is.
@@ -78,13 +104,26 @@ class VllmServer:
         Raises:
             ModelError: the server refuses, or is not there.
         """
-        refusal = await self._post("load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-        if isinstance(refusal, str) and "already been loaded" not in refusal:
-            raise ModelError(f"the vLLM server refused the adapter: {refusal}", hint=_HINT)
+        body = {"lora_name": name, "lora_path": str(folder)}
+        try:
+            await self._endpoint.call("load_lora_adapter", body, _anything, json_answer=False)
+        except Refused as refusal:
+            if "already been loaded" in refusal.said.what:
+                return
+            if refusal.unreachable:
+                raise
+            raise ModelError(
+                f"the adapter is refused: {refusal.message}",
+                hint=refusal.hint or _HINT,
+                permanent=refusal.permanent,
+            ) from None
 
     async def unload_adapter(self, name: str) -> None:
         """Let the server forget an adapter; one that it does not know is no fault."""
-        await self._post("unload_lora_adapter", {"lora_name": name})
+        with contextlib.suppress(Refused):
+            await self._endpoint.call(
+                "unload_lora_adapter", {"lora_name": name}, _anything, json_answer=False
+            )
 
     async def complete(
         self,
@@ -120,16 +159,7 @@ class VllmServer:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         }
-        answer = await self._post("completions", body)
-        if isinstance(answer, str):
-            raise ModelError(f"the vLLM server refused to sample: {answer}", hint=_HINT)
-        try:
-            [choice] = _Completion.model_validate(answer).choices
-        except (ValidationError, ValueError):
-            raise ModelError(
-                "the vLLM server's answer holds no token ids and log-probabilities",
-                hint="vLLM 0.10.2 or newer",
-            ) from None
+        choice = await self._endpoint.call("completions", body, _read_choice)
         logprobs = choice.logprobs.token_logprobs
         if len(logprobs) != len(choice.token_ids) or not logprobs or None in logprobs:
             raise ModelError(
@@ -141,31 +171,29 @@ class VllmServer:
         return Sampled(tuple(choice.token_ids), known, choice.finish_reason == "stop")
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._endpoint.close()
 
-    async def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | str | None:
-        """The answer's JSON object, None where it is no JSON, or why the server refused, in one line."""
-        reason = ""
-        for attempt in range(self._retries + 1):
-            if attempt:
-                await asyncio.sleep(self._retry_seconds * 2 ** (attempt - 1))
-            try:
-                response = await self._client.post(f"{self.url}/v1/{path}", json=body)
-            except httpx.HTTPError as error:
-                reason = str(error) or type(error).__name__
-                continue
-            if response.status_code >= 500:
-                reason = f"status {response.status_code}: {_refusal(response)}"
-                continue
-            if response.status_code >= 400:
-                return f"{_refusal(response)} (status {response.status_code})"
-            with contextlib.suppress(ValueError):
-                answer = response.json()
-                return answer if isinstance(answer, dict) else None
-            return None
+
+def _with_version(url: str) -> str:
+    """The address with its `/v1`, before a query where there is one."""
+    address, mark, query = url.strip().partition("?")
+    return f"{address.rstrip('/').removesuffix('/v1')}/v1{mark}{query}"
+
+
+def _read_choice(answer: Any) -> _Choice:
+    try:
+        [choice] = _Completion.model_validate(answer).choices
+    except (ValidationError, ValueError):
         raise ModelError(
-            f"the vLLM server at {self.url} does not answer {path}: {reason}", hint=_HINT, unreachable=True
-        )
+            "the vLLM server's answer holds no token ids and log-probabilities",
+            hint="vLLM 0.10.2 or newer",
+            permanent=True,
+        ) from None
+    return choice
+
+
+def _anything(answer: Any) -> None:
+    """What is said to the loading of an adapter is for people."""
 
 
 @dataclass(slots=True)
@@ -230,14 +258,19 @@ class VllmPolicy:
             self._conversations.pop(request.episode, None)
             return ActReply(text="", finish="context", restarted=restarted, version=self._version)
         version = self._version
-        sampled = await self._server.complete(
-            self._adapter,
-            prompt,
-            max_tokens=min(request.sampling.max_tokens, left),
-            temperature=request.sampling.temperature,
-            seed=_turn_seed(request.seed, len(prompt)),
-            stop_ids=sorted(self._loaded.stop_ids),
-        )
+        try:
+            sampled = await self._server.complete(
+                self._adapter,
+                prompt,
+                max_tokens=min(request.sampling.max_tokens, left),
+                temperature=request.sampling.temperature,
+                seed=_turn_seed(request.seed, len(prompt)),
+                stop_ids=sorted(self._loaded.stop_ids),
+            )
+        except ContextOverflow:
+            # A server started with a smaller --max-model-len than the model has here.
+            self._conversations.pop(request.episode, None)
+            return ActReply(text="", finish="context", restarted=restarted, version=self._version)
         reply = await self._reply(context, sampled, restarted, version)
         self._conversations[request.episode] = _Conversation(
             messages=[*messages, Message(role="assistant", content=reply.text)],
@@ -317,14 +350,3 @@ def _turn_seed(seed: int, position: int) -> int:
     """A 63-bit seed of one turn: turns of an episode must not draw the same random numbers."""
     digest = hashlib.blake2b(struct.pack("<qQ", seed, position), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _refusal(response: httpx.Response) -> str:
-    """Why a server refused, in one short line."""
-    text = response.text
-    with contextlib.suppress(ValueError, AttributeError, TypeError):
-        answer = response.json()
-        error = answer.get("error", answer)
-        text = str(error.get("message", text)) if isinstance(error, dict) else str(error)
-    line = next(iter(text.strip().splitlines()), "no reason given")
-    return line if len(line) <= 200 else line[:199] + "…"

@@ -10,7 +10,8 @@ from typing import Literal
 
 from krill_tui.envs.alfworld.text import CATEGORIES
 from krill_tui.errors import ModelError
-from krill_tui.models.base import ChatModel, ChatUsage, Message
+from krill_tui.io.text import one_line
+from krill_tui.models.base import ChatModel, ChatReply, ChatUsage, Message
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillProposal
 from krill_tui.skills.prompts import complaint, distill_messages, evolve_messages
 from krill_tui.skills.replies import TaughtSkill, UnreadableReply, parse_reply
@@ -19,6 +20,8 @@ from krill_tui.trajectory import Trajectory
 
 _ATTEMPTS = 3
 _NAMES_SHOWN = 60
+_LEAST_ROOM = 8192
+"""Tokens that a reply is given at least, when one was cut off and is asked for again."""
 
 
 class LLMTeacher:
@@ -34,6 +37,7 @@ class LLMTeacher:
         trajectory_tokens: int = 6000,
         evolve_tokens: int = 24000,
         temperature: float | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         """
         Args:
@@ -41,6 +45,7 @@ class LLMTeacher:
             trajectory_tokens: Budget of one episode in a distillation prompt.
             evolve_tokens: Budget of all failures together in an evolution prompt.
             temperature: None is the endpoint's own.
+            max_tokens: Of one reply; None is the endpoint's own limit.
         """
         self.name = chat.name
         self._chat = chat
@@ -48,6 +53,7 @@ class LLMTeacher:
         self._trajectory_tokens = trajectory_tokens
         self._evolve_tokens = evolve_tokens
         self._temperature = temperature
+        self._max_tokens = max_tokens
 
     async def distill(
         self,
@@ -131,26 +137,64 @@ class LLMTeacher:
         call = TeacherCall(kind, ids, prompt)
         asked = list(messages)
         used = ChatUsage()
+        room = self._max_tokens
         taught: list[TaughtSkill] = []
         for attempt in range(1, self._attempts + 1):
             try:
-                answer = await self._chat.complete(asked, temperature=self._temperature)
+                answer = await self._chat.complete(asked, temperature=self._temperature, max_tokens=room)
             except ModelError as error:
-                call = replace(call, error=str(error), attempts=attempt)
+                before = f"{call.error}; then: " if call.error else ""
+                call = replace(call, error=f"{before}{error}", attempts=attempt)
                 break
             used = ChatUsage(
                 used.prompt_tokens + answer.usage.prompt_tokens,
                 used.completion_tokens + answer.usage.completion_tokens,
             )
-            call = replace(call, reply=answer.text, attempts=attempt, error=None)
+            text = _said(answer)
+            call = replace(call, reply=text or answer.refusal, attempts=attempt, error=None)
             try:
-                taught = parse_reply(answer.text)
+                taught = parse_reply(text)
                 break
             except UnreadableReply as problem:
-                call = replace(call, error=f"unreadable reply: {problem}")
-                asked = [*messages, {"role": "assistant", "content": answer.text}]
-                asked.append({"role": "user", "content": complaint(str(problem))})
+                error, final = _why(answer, problem, again=room != self._max_tokens)
+                call = replace(call, error=error)
+                if final:
+                    break
+                if answer.finish in ("length", "context"):
+                    room = _more_room(answer, room)
+                    asked = list(messages)
+                elif text.strip():
+                    asked = [*messages, {"role": "assistant", "content": text}]
+                    asked.append({"role": "user", "content": complaint(str(problem))})
         return replace(call, seconds=perf_counter() - started, usage=used), taught
+
+
+def _said(answer: ChatReply) -> str:
+    """The answer, or what stands for it: some servers take a whole answer for a thought."""
+    if answer.text.strip() or answer.finish != "stop" or answer.refusal:
+        return answer.text
+    return answer.thought if "{" in answer.thought else answer.text
+
+
+def _why(answer: ChatReply, problem: UnreadableReply, *, again: bool) -> tuple[str, bool]:
+    """(why a reply gives no skills, whether asking again is no use)."""
+    if answer.refusal and not answer.text.strip():
+        return f"the model refused: {one_line(answer.refusal, limit=200)}", True
+    if answer.finish == "filter":
+        return "the endpoint's content filter cut the reply off", True
+    if answer.finish in ("length", "context"):
+        used = answer.usage.completion_tokens
+        budget = f"of {used} tokens " if used else ""
+        spent = (
+            "for thinking" if answer.thought or not answer.text.strip() else "before the skills were complete"
+        )
+        advice = "raise teacher.max_tokens, or lower teacher.trajectory_tokens and teacher.evolve_tokens to ask for less"
+        return f"the model used its budget {budget}{spent}; {advice}", again
+    return f"unreadable reply: {problem}", False
+
+
+def _more_room(answer: ChatReply, room: int | None) -> int:
+    return 2 * max(answer.usage.completion_tokens, room or 0, _LEAST_ROOM // 2)
 
 
 def _categories(

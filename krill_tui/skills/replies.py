@@ -46,7 +46,8 @@ def parse_reply(text: str) -> list[TaughtSkill]:
     Raises:
         UnreadableReply: no list of skills in it, or none of its elements is a skill.
     """
-    value, complete = _load(text[:_LONGEST_REPLY])
+    # What stands before is thought, drafts of the answer among it.
+    value, complete = _load(text[:_LONGEST_REPLY].rpartition("</think>")[2])
     items = _as_items(value)
     if items and not complete:
         # The last element is where the reply broke off: half a principle is worse than none.
