@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from krill_tui.io.json_text import NotJson, loads
 from krill_tui.io.text import clean_text
+from krill_tui.skills.loose_json import loose_values
 
 _FENCE = re.compile(r"```(?:json)?[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
 _WRAPPERS = ("skills", "new_skills", "general_skills", "items", "result")
@@ -75,15 +77,18 @@ def _load(text: str) -> tuple[Any, bool]:
     body = fences[-1] if fences else text
     for candidate in _candidates(body):
         try:
-            return json.loads(candidate), True
-        except (ValueError, RecursionError):
+            return loads(candidate), True
+        except NotJson:
             continue
-    start = min((i for i in (body.find("["), body.find("{")) if i >= 0), default=-1)
-    if start < 0:
+    if "[" not in body and "{" not in body:
         raise UnreadableReply("it holds no JSON")
     # An element that was opened after the last one was closed is one that breaks off.
     complete = "{" not in body[body.rfind("}") + 1 :]
-    return _repair(body[start:]), complete
+    try:
+        values = loose_values(body)
+        return values[0] if len(values) == 1 else values, complete
+    except ValueError as error:
+        raise UnreadableReply(f"its JSON cannot be read: {error}") from None
 
 
 def _candidates(body: str) -> list[str]:
@@ -94,17 +99,9 @@ def _candidates(body: str) -> list[str]:
         if 0 <= start < end:
             found.append(body[start : end + 1])
     # Prose may hold brackets too ("[gen_001] was followed"): the array of objects is meant.
-    found += [body[match.start() : body.rfind("]") + 1] for match in re.finditer(r"\[\s*\{", body)][:3]
+    arrays = itertools.islice(re.finditer(r"\[\s*+\{", body), 3)
+    found += [body[match.start() : body.rfind("]") + 1] for match in arrays]
     return found
-
-
-def _repair(body: str) -> Any:
-    import json_repair
-
-    try:
-        return json_repair.loads(body)
-    except (ValueError, RecursionError, IndexError, TypeError, AttributeError) as error:
-        raise UnreadableReply(f"its JSON cannot be repaired ({type(error).__name__})") from None
 
 
 def _as_items(value: Any) -> list[Any]:
@@ -115,7 +112,7 @@ def _as_items(value: Any) -> list[Any]:
         return [value] if "principle" in value else _refuse("it is an object without a list of skills")
     if not isinstance(value, list):
         return _refuse("it is no JSON array")
-    # A repaired reply may be a list of lists (two arrays in it), or hold stray words.
+    # A reply may hold two arrays, or stray words between.
     flat = [item for part in value for item in (part if isinstance(part, list) else [part])]
     items = [item for item in flat if isinstance(item, dict)]
     return items if items or not flat else _refuse("its array holds no objects")
