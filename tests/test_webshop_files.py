@@ -80,6 +80,34 @@ def test_a_wrong_product_is_named_in_one_line(items: Any, message: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
+def test_a_product_that_is_none_is_left_out_and_said(tmp_path: Path) -> None:
+    records = [
+        item(asin="B1", pricing="Currently unavailable"),
+        item(asin="B2"),
+        item(asin="B3", category=None),
+        7,
+        item(asin="B4", customization_options={"color": [{"value": "\ud800"}]}),
+        item(asin="B5"),
+    ]
+    left_out: list[str] = []
+    products = parse_products(records, {"B5": 3}, left_out=left_out)
+    assert [product.asin for product in products] == ["B2", "B4"]
+    assert [line.split(" (")[0].split(" has")[0].split(" must")[0] for line in left_out] == [
+        "product 0",
+        "product 2",
+        "product 3",
+        "attributes of product 5",
+    ]
+    assert products[1].options == {"color": ("\ufffd",)}
+    (tmp_path / "items_shuffle.json").write_text(json.dumps(records))
+    asked = {"attributes": ["a"], "instruction": "i want a thing", "instruction_attributes": ["a"]}
+    (tmp_path / "items_ins_v2.json").write_text(json.dumps({"B2": asked}))
+    notices = WebshopSource(data_dir=tmp_path).notices()
+    assert notices[0].startswith(
+        "3 of 6 products cannot be read and are left out: product 0 ('B1'): 'Currently unavailable' is not a price"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

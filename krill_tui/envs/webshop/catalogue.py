@@ -22,6 +22,7 @@ from typing import Any
 
 from krill_tui.envs.webshop.search import SearchIndex
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.text import storable
 
 CATEGORIES = ("beauty", "electronics", "fashion", "garden", "grocery")
 
@@ -105,22 +106,28 @@ def _draw_price(product: Product, rng: Random) -> float:
     return product.prices[0] if len(product.prices) == 1 else rng.uniform(*product.prices)
 
 
-def load_products(folder: Path, limit: int | None = None) -> list[Product]:
-    """The products of a data folder, at most `limit` of them.
+def load_products(
+    folder: Path, limit: int | None = None, *, left_out: list[str] | None = None
+) -> list[Product]:
+    """The products of a data folder, at most `limit` of them; why others are none is added to `left_out`.
 
     Raises:
         UsageError: there is no product file.
-        DataError: a file is not what it should be; the message names the file, the item and the field.
+        DataError: a file is not what it should be, or holds not one product; names the file, the item and the field.
     """
     with _collector_paused():
-        return _load(folder, limit)
+        return _load(folder, limit, left_out)
 
 
-def _load(folder: Path, limit: int | None) -> list[Product]:
+def _load(folder: Path, limit: int | None, left_out: list[str] | None) -> list[Product]:
     if (folder / _BUNDLE).is_file():
         bundle = _mapping(_read(folder / _BUNDLE), _BUNDLE)
         return parse_products(
-            bundle.get("items"), bundle.get("attributes"), bundle.get("human_instructions"), limit=limit
+            bundle.get("items"),
+            bundle.get("attributes"),
+            bundle.get("human_instructions"),
+            limit=limit,
+            left_out=left_out,
         )
     for items, attributes in _FILES:
         if (folder / items).is_file():
@@ -130,6 +137,7 @@ def _load(folder: Path, limit: int | None) -> list[Product]:
                 _read(extra) if extra.is_file() else None,
                 _read(human) if human.is_file() else None,
                 limit=limit,
+                left_out=left_out,
             )
     raise UsageError(
         f"there is no product file in {folder}",
@@ -159,13 +167,23 @@ def _read(path: Path) -> Any:
 
 
 def parse_products(
-    items: Any, attributes: Any = None, human_instructions: Any = None, *, limit: int | None = None
+    items: Any,
+    attributes: Any = None,
+    human_instructions: Any = None,
+    *,
+    limit: int | None = None,
+    left_out: list[str] | None = None,
 ) -> list[Product]:
     """Products from the decoded files; items with an unusable or repeated ASIN are skipped, as in the original.
 
+    One that cannot be a product (a price in words, a field missing) is left out, and why is added to `left_out`; the
+    original falls over it.
+
     Raises:
-        DataError: a record is not what it should be.
+        DataError: a file is not what it should be, or not one item is a product; names the first.
     """
+    reasons = left_out if left_out is not None else []
+    hint: str | None = None
     if not isinstance(items, list):
         raise DataError("the product file must hold a list of items")
     extra = _mapping(attributes or {}, "the attributes file")
@@ -173,12 +191,18 @@ def parse_products(
     products: dict[str, Product] = {}
     for number, item in enumerate(items):
         where = f"product {number}"
-        asin = _text(_mapping(item, where), "asin", where)
-        if asin == "nan" or len(asin) > _MAX_ASIN or asin in products:
-            continue
-        if limit is not None and len(products) >= limit:
-            break
-        products[asin] = _product(asin, item, extra.get(asin), human.get(asin), f"{where} ({asin!r})")
+        try:
+            asin = _text(_mapping(item, where), "asin", where)
+            if asin == "nan" or len(asin) > _MAX_ASIN or asin in products:
+                continue
+            if limit is not None and len(products) >= limit:
+                break
+            products[asin] = _product(asin, item, extra.get(asin), human.get(asin), f"{where} ({asin!r})")
+        except DataError as error:
+            reasons.append(error.message)
+            hint = hint or error.hint
+    if reasons and not products:
+        raise DataError(reasons[0], hint=hint)
     return list(products.values())
 
 
@@ -189,7 +213,7 @@ def _product(asin: str, item: Mapping[str, Any], extra: Any, human: Any, where: 
         asin=asin,
         title=_text(item, "name", where),
         description=_text(item, "full_description", where, default=""),
-        bullets=(bullets,) if isinstance(bullets, str) else _texts(bullets, "small_description", where),
+        bullets=(storable(bullets),) if isinstance(bullets, str) else _texts(bullets, "small_description", where),
         options=_options(item.get("customization_options"), where),
         attributes=_texts(known.get("attributes") or _NO_ATTRIBUTES, "attributes", where),
         prices=_prices(item.get("pricing"), where),
@@ -227,7 +251,7 @@ def _options(groups: Any, where: str) -> dict[str, tuple[str, ...]]:
             continue
         if not isinstance(contents, list):
             raise DataError(f"{where}: the option group {_short(group)} must be a list")
-        options[group.lower()] = tuple(
+        options[storable(group).lower()] = tuple(
             _option_value(content, group, where).strip().replace("/", " | ").lower() for content in contents
         )
     return options
@@ -237,7 +261,7 @@ def _option_value(content: Any, group: str, where: str) -> str:
     value = content.get("value") if isinstance(content, dict) else None
     if not isinstance(value, str):
         raise DataError(f"{where}: an option of {_short(group)} has no text as its 'value'")
-    return value
+    return storable(value)
 
 
 def _requests(human: Any, where: str) -> tuple[HumanRequest, ...]:
@@ -270,14 +294,14 @@ def _text(record: Mapping[str, Any], field: str, where: str, default: str | None
     if not isinstance(value, str):
         problem = f"has no '{field}'" if value is None else f"has {_short(value)} for '{field}', not a text"
         raise DataError(f"{where} {problem}")
-    return value
+    return storable(value)
 
 
 def _texts(values: Any, field: str, where: str) -> tuple[str, ...]:
     if isinstance(values, Iterable) and not isinstance(values, str):
         texts = tuple(values)
         if all(isinstance(text, str) for text in texts):
-            return texts
+            return tuple(map(storable, texts))
     raise DataError(f"{where} has {_short(values)} for '{field}', not a list of texts")
 
 

@@ -119,7 +119,9 @@ class WebshopSource:
         self.genuine = genuine
         self._max_steps = max_steps
         self._human_goals = human_goals
-        self._files = Catalogue(load_products(data_dir), seed=seed) if data_dir else None
+        self._left_out: list[str] = []
+        products = load_products(data_dir, left_out=self._left_out) if data_dir else None
+        self._files = Catalogue(products, seed=seed) if products is not None else None
         if self._files and not self._goals:
             whose = "what a person asked for" if human_goals else "an instruction"
             raise DataError(f"no product in these files comes with {whose}, so nothing can be asked for")
@@ -161,6 +163,12 @@ class WebshopSource:
             return []
         told: list[str] = []
         products = self._files.products
+        if bad := len(self._left_out):
+            told.append(
+                f"{bad} of {len(products) + bad} products cannot be read and are left out: "
+                + "; ".join(map(one_line, self._left_out[:3]))
+                + (f"; and {bad - 3} more" if bad > 3 else "")
+            )
         asked = {goal.asin for goal in self._goals}
         if silent := len(products) - len(asked):
             told.append(
