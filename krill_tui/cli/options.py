@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from krill_tui.errors import UsageError
+from krill_tui.io.json_text import NotJson, loads
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -127,8 +127,10 @@ def parse_assignment(assignment: str) -> dict[str, object]:
     if not separator or not all(names):
         raise UsageError(f"--set {assignment}: should be section.field=value")
     try:
-        value: object = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+        value: object = loads(text)
+    except NotJson as error:
+        if error.is_json:
+            raise UsageError(f"--set {target.strip()}: {error}") from None
         value = text
     for name in reversed(names):
         value = {name: value}

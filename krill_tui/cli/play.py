@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.json_text import NotJson, loads
 from krill_tui.io.streams import say, show_json
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def read_script(path: Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            action = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
+            action = loads(line)
+        except NotJson:
             action = None
         if not isinstance(action, str):
             raise DataError(f"{path}: line {number} should be one action as a JSON string")

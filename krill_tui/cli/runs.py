@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import typer
 
 from krill_tui.cli.options import Display, Options
 from krill_tui.errors import DataError, UsageError
+from krill_tui.io.json_text import loads_leniently
 from krill_tui.io.streams import say, show, show_json, show_text
 from krill_tui.io.text import one_line
 
@@ -208,7 +208,7 @@ def _run_facts(path: Path) -> dict[str, object] | None:
 
 def _config_facts(path: Path) -> dict[str, object]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = loads_leniently(path.read_bytes())
         return {"env": f"{config['env']['name']}/{config['env']['backend']}", "preset": config["preset"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {"env": "-", "preset": "-"}

@@ -15,6 +15,7 @@ from krill_tui.config import endpoints
 from krill_tui.config.presets import PRESETS
 from krill_tui.config.schema import EnvConfig, KrillConfig, RlConfig, SftConfig
 from krill_tui.errors import ConfigError
+from krill_tui.io.json_text import NotJson, loads_leniently
 from krill_tui.io.secrets import masked
 
 WEBSHOP_STEPS = 15
@@ -109,7 +110,7 @@ def is_krill_tiny(model: object) -> bool:
     if not isinstance(model, str) or not model:
         return True
     try:
-        facts = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+        facts = loads_leniently((Path(model) / "config.json").read_bytes())
         return int(facts["vocab_size"]) <= KRILL_TINY_VOCABULARY
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
@@ -200,10 +201,9 @@ def _read(path: Path) -> dict[str, object]:
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not a text file") from None
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise ConfigError(f"{path}: is not JSON{where}") from None
+        data = loads_leniently(text, once=True)  # the check of the fields names a number that is none
+    except NotJson as error:
+        raise ConfigError(f"{path}: {error.told()}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: should hold one JSON object")
     return data

@@ -27,6 +27,7 @@ from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, StorageError, UsageError
 from krill_tui.io.files import remove_unfinished, write_atomically
+from krill_tui.io.json_text import loads_leniently
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -182,7 +183,7 @@ class RunStore:
         if not path.exists():
             return {}
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return loads_leniently(path.read_bytes())
         except (OSError, ValueError):
             raise DataError(f"{path}: is damaged", hint="start a new run with --run NAME") from None
 

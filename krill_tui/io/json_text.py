@@ -43,15 +43,16 @@ def loads(text: str | bytes) -> Any:
     return _loads(text, _int, _float, _constant, _once)
 
 
-def loads_leniently(text: str | bytes) -> Any:
-    """As `loads`, but numbers that are none become infinite or NaN, and of a key that stands twice the last is taken.
+def loads_leniently(text: str | bytes, *, once: bool = False) -> Any:
+    """As `loads`, but numbers that are none become infinite or NaN; of a key that stands twice the last is taken,
+    unless it may stand only `once`.
 
     For files of many records, of which one may be spoilt: `problem` says it of each.
 
     Raises:
         NotJson: it is not JSON, or nested too deeply.
     """
-    return _loads(text, _any_int, float, float, None)
+    return _loads(text, _any_int, float, float, _once if once else None)
 
 
 def problem(value: Any) -> str | None:

@@ -20,8 +20,10 @@ _COLON = re.compile(r"\s*+(?:[:=]>?|：)")
 _BARE = re.compile(r"[^\s,:={}\[\]\"'“”]++(?:[ \t]++[^\s,:={}\[\]\"'“”]++)*+")
 _PLAIN = re.compile(r"[^\"'“”‘’\\]++")
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_CLOSERS = {'"': '"', "'": "'", "“": "”\"", "”": "”\"", "‘": "’'"}
-_ENDS_VALUE = re.compile(r"\s*+(?:[}\]]|,\s*+(?:[\"'“{\[}\]]|[A-Za-z_]\w*+\s*+:|-?\d|null|true|false|//|#|\Z)|//|\Z)")
+_CLOSERS = {'"': '"', "'": "'", "“": '”"', "”": '”"', "‘": "’'"}
+_ENDS_VALUE = re.compile(
+    r"\s*+(?:[}\]]|,\s*+(?:[\"'“{\[}\]]|[A-Za-z_]\w*+\s*+:|-?\d|null|true|false|//|#|\Z)|//|\Z)"
+)
 _NEXT_KEY = re.compile(r"\s*+[\"'“][A-Za-z_][\w -]{0,40}+[\"'”]\s*+:")
 _ENDS_KEY = re.compile(r"\s*+[:=]")
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "", "f": "", "/": "/"}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from krill_tui.errors import ModelError
+from krill_tui.io.json_text import loads_leniently
 from krill_tui.training.model import Adapter
 from krill_tui.training.trainer import Trainer
 
@@ -107,7 +108,7 @@ def _manifest(trainer: Trainer) -> dict[str, Any]:
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = loads_leniently((directory / MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"no complete checkpoint in {directory}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

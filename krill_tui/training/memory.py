@@ -6,13 +6,13 @@ GPT-NeoX; activations and logits are counted by the tensors that autograd keeps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from krill_tui.errors import DataError
+from krill_tui.io.json_text import loads_leniently
 
 GIB = 2**30
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -129,8 +129,8 @@ def read_shape(folder: str | Path) -> Shape:
     """
     path = Path(folder) / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        config = loads_leniently(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a model's config") from error
     return shape_of(config)
 

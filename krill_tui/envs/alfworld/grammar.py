@@ -11,7 +11,6 @@ attribute look-ups, string literals, `+` and `or`, and nothing else: the text of
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 from krill_tui.envs.alfworld import facts
 from krill_tui.envs.alfworld.facts import Bound, Env
 from krill_tui.errors import DataError, EnvironmentFailure
+from krill_tui.io.json_text import NotJson, loads_leniently
 
 if TYPE_CHECKING:
     from krill_tui.envs.alfworld.engine import State
@@ -246,8 +246,8 @@ def split_task(text: str) -> tuple[str, str]:
     if match is None:
         raise DataError("the text grammar has no sentence 'Your task is to: ...'")
     try:
-        task = json.loads(f'"{match[1]}"')
-    except json.JSONDecodeError as error:
+        task = loads_leniently(f'"{match[1]}"')
+    except NotJson as error:
         raise DataError(f"the text grammar's task is not readable: {error}") from None
     return text[: match.start(1)] + TASK_PLACE + text[match.end(1) :], task
 
@@ -277,12 +277,12 @@ def compile_grammar(text: str) -> Grammar:
     for block in _blocks(text):
         lines = [line for line in block.split("\n") if not line.lstrip().startswith("#")]
         try:
-            data = json.loads("\n".join(lines))
+            data = loads_leniently("\n".join(lines))
             for symbol, productions in data.items():
                 rules[symbol] = [(entry.get("condition", ""), entry["rhs"]) for entry in productions]
                 if not all(isinstance(text, str) for production in rules[symbol] for text in production):
                     raise TypeError(f"rule '{symbol}' holds something that is not a text")
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (NotJson, AttributeError, KeyError, TypeError) as error:
             raise DataError(f"the text grammar is not readable: {error}") from None
     if not actions or "intro" not in rules:
         raise DataError("the text grammar has no actions or no rule 'intro'")

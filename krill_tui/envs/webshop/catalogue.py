@@ -213,7 +213,9 @@ def _product(asin: str, item: Mapping[str, Any], extra: Any, human: Any, where: 
         asin=asin,
         title=_text(item, "name", where),
         description=_text(item, "full_description", where, default=""),
-        bullets=(storable(bullets),) if isinstance(bullets, str) else _texts(bullets, "small_description", where),
+        bullets=(storable(bullets),)
+        if isinstance(bullets, str)
+        else _texts(bullets, "small_description", where),
         options=_options(item.get("customization_options"), where),
         attributes=_texts(known.get("attributes") or _NO_ATTRIBUTES, "attributes", where),
         prices=_prices(item.get("pricing"), where),

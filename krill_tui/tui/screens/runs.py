@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +18,7 @@ from krill_tui import paths
 from krill_tui.engine.run_store import list_runs
 from krill_tui.engine.state import RunState
 from krill_tui.events.journal import last_outcome
+from krill_tui.io.json_text import loads_leniently
 from krill_tui.io.text import one_line
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge, Source, WatchSource
@@ -65,7 +65,7 @@ def summarize(path: Path) -> RunSummary | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
+        loaded = loads_leniently(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return loaded if isinstance(loaded, dict) else {}
