@@ -8,15 +8,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from krill_tui.envs.base import Environment, StepResult, TaskSource
-from krill_tui.envs.serve.app import create_server
+from krill_tui.envs.serve.app import Access, create_server
+from krill_tui.envs.serve.connections import Limits
 from krill_tui.envs.serve.protocols import Service
 
 
 @asynccontextmanager
-async def served(source: TaskSource, service: Service | None = None) -> AsyncIterator[str]:
+async def served(
+    source: TaskSource,
+    service: Service | None = None,
+    *,
+    access: Access | None = None,
+    limits: Limits | None = None,
+) -> AsyncIterator[str]:
     """The address at which `source` is served."""
     ready = asyncio.Event()
-    server = create_server(service or Service(source), ready.set)
+    server = create_server(service or Service(source), ready.set, access=access, limits=limits)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         running = asyncio.create_task(server.serve(sockets=[listening]))
         await ready.wait()

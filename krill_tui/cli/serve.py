@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import sys
 from collections.abc import Callable
@@ -27,6 +28,10 @@ def serve_env(
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; others than loopback let anybody play.")
     ] = "127.0.0.1",
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option("--allow-host", help="Another name it may be called by, as a proxy has. Repeatable."),
+    ] = None,
     idle_minutes: Annotated[
         float, typer.Option("--idle-minutes", min=0.01, help="Sessions idle for so long are dropped.")
     ] = 30.0,
@@ -52,6 +57,7 @@ def serve_env(
         ) from None
     from krill_tui.engine.build import build_source
     from krill_tui.envs.base import notices_of
+    from krill_tui.envs.serve.app import Access
     from krill_tui.envs.serve.protocols import Service
 
     source = build_source(config)
@@ -60,12 +66,24 @@ def serve_env(
     source.open(source.tasks(next(iter(source.splits())), 1)[0])  # draws or reads it before anybody waits
     with _listen(host, port if port is not None else _PORTS[world]) as listening:
         address = _address(listening)
+        beyond = not _is_loopback(listening)
+        names = (host, *((socket.gethostname(),) if beyond else ()), *(allow_host or ()))
+        if beyond:
+            typer.echo(
+                f"warning: {address} is not loopback: whoever reaches it can play; there is no password and no "
+                "encryption",
+                err=True,
+            )
+
+        access = Access(names, any_address=beyond)
 
         def ready() -> None:
             show(f"serving {world} ({source.backend}) on {address}; ctrl-c stops")
             sys.stdout.flush()
 
-        asyncio.run(serve(Service(source, idle_seconds=60 * idle_minutes), listening, on_ready=ready))
+        asyncio.run(
+            serve(Service(source, idle_seconds=60 * idle_minutes), listening, on_ready=ready, access=access)
+        )
     show("stopped")
 
 
@@ -81,6 +99,10 @@ def _listen(host: str, port: int) -> socket.socket:
             f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}",
             hint="choose another --port or --host",
         ) from None
+
+
+def _is_loopback(listening: socket.socket) -> bool:
+    return ipaddress.ip_address(listening.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _address(listening: socket.socket) -> str:

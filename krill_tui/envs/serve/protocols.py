@@ -7,8 +7,8 @@ is how the protocols are told apart on one port.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -27,6 +27,8 @@ Reply = dict[str, object]
 Action = Annotated[str, Field(max_length=20_000)]
 Name = Annotated[str, Field(max_length=200)]
 
+MOST_NUMBERS = 2**48
+"""AgentGym's sessions are numbers; drawn from so many, one cannot be guessed."""
 GREETING = "This is the ALFWorld environment of Krill."
 WORLD_TYPES = ("Text", "Embody", "Hybrid")
 _ARRIVAL = re.compile(r"\AYou arrive at loc \d+\. ")
@@ -68,6 +70,15 @@ class _HouseholdStep(_Body):
     action: Action
 
 
+class _Close(_Body):
+    id: int = 0
+    env_idx: int | None = None
+
+
+class _CloseKrill(_Body):
+    session_id: Name | None = None
+
+
 _B = TypeVar("_B", bound=_Body)
 
 
@@ -87,7 +98,6 @@ class Service:
         self._world = source.env
         self._tasks = TaskDirectory(source)
         self.sessions = SessionStore(source, idle_seconds=idle_seconds, most=most)
-        self._ids = itertools.count()
         self._finding = asyncio.Lock()
 
     def greet(self) -> str:
@@ -95,7 +105,7 @@ class Service:
 
     async def create(self) -> object:
         """AgentGym: a new session's number, as its two servers wrap it."""
-        number = next(self._ids)
+        number = secrets.randbelow(MOST_NUMBERS)
         await self.sessions.create(_gym_name(number))
         return number if self._world == "webshop" else {"id": number}
 
@@ -121,6 +131,16 @@ class Service:
         if session is None:
             raise UsageError("there is no such session, or it was idle for too long", hint="reset it first")
         return _krill_reply(session, await self.sessions.step(session, call.action), call.session_id)
+
+    async def close(self, data: bytes) -> object:
+        """AgentGym's clients say when they are done; so may anybody. A session that is gone stays gone."""
+        body = _object(data)
+        if "env_idx" in body or "id" in body:
+            call = _checked(_Close, body)
+            await self.sessions.drop(_gym_name(call.id if call.env_idx is None else call.env_idx))
+            return {"closed": True}
+        await self.sessions.drop(_krill_name(_checked(_CloseKrill, body).session_id))
+        return {"closed": True}
 
     async def available_actions(self, query: Mapping[str, str]) -> object:
         if self._world == "alfworld":

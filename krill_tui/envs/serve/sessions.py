@@ -96,6 +96,13 @@ class SessionStore:
             session.last = await session.environment.step(action)
             return session.last
 
+    async def drop(self, name: str) -> None:
+        """End the session of this name, where there is one."""
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            async with session.lock:
+                await _close(session)
+
     async def close(self) -> None:
         while self._sessions:
             _, session = self._sessions.popitem()
