@@ -168,10 +168,10 @@ async def test_a_connection_is_kept_between_requests_and_then_closed(household: 
         reader, writer = await asyncio.open_connection(*address(url))
         for _ in range(2):
             writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            size = 0
             while (line := await reader.readline()).strip():
-                length = int(line.split()[1]) if line.startswith(b"content-length") else 0
-                if length:
-                    size = length
+                if line.startswith(b"content-length"):
+                    size = int(line.split()[1])
             await reader.readexactly(size)
             await asyncio.sleep(0.4)
         assert await is_ended(reader, 3)

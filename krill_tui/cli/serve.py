@@ -69,10 +69,9 @@ def serve_env(
         beyond = not _is_loopback(listening)
         names = (host, *((socket.gethostname(),) if beyond else ()), *(allow_host or ()))
         if beyond:
-            typer.echo(
+            say(
                 f"warning: {address} is not loopback: whoever reaches it can play; there is no password and no "
-                "encryption",
-                err=True,
+                "encryption"
             )
 
         access = Access(names, any_address=beyond)
