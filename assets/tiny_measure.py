@@ -34,7 +34,8 @@ from krill_tui.envs.alfworld.worlds import WorldSize
 from krill_tui.envs.base import StepResult
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import ChatMessage, SampleItem
-from krill_tui.training.model import ModelSettings, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.trainer import Trainer

@@ -43,7 +43,8 @@ import transformers
 from krill_tui.models.worker_protocol import ChatMessage, GrpoEpisode, SampleItem
 from krill_tui.training.advantage import group_advantages
 from krill_tui.training.grpo import GrpoSettings, grpo_step
-from krill_tui.training.model import ModelSettings, PolicyModel, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step
 from krill_tui.training.tiny import build_model, build_tokenizer

@@ -96,6 +96,12 @@ class ModelError(ServiceError):
     """A model endpoint or the model worker failed for good, after its retries."""
 
 
+class ModelRefusedError(ModelError):
+    """This model, template or adapter cannot be worked with: said once, when it is loaded."""
+
+    exit_code = EXIT_USAGE
+
+
 class WorkerDiedError(ModelError):
     """The model worker is gone; it is started again from the last checkpoint and the phase goes on."""
 

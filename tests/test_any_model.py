@@ -15,7 +15,8 @@ from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import GrpoEpisode, SampleOutput
 from krill_tui.training.batches import make_batch
 from krill_tui.training.grpo import GrpoSettings, grpo_step
-from krill_tui.training.model import ModelSettings, PolicyModel, choose_device, load_base
+from krill_tui.training.loading import choose_device, load_base
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.sft import sft_step, tokenize_demonstration
 from krill_tui.training.tokens import MaskedTokens

@@ -8,7 +8,8 @@ from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import Rollout
 from krill_tui.models.base import Sampling
 from krill_tui.paths import asset
-from krill_tui.training.model import ModelSettings, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings
 from tests.in_process import play_household
 
 PROMPT = PromptOptions(style="compact", list_admissible=False)

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from krill_tui.envs.alfworld.expert import usual_places
 from krill_tui.paths import asset
-from krill_tui.training.model import ModelSettings, PolicyModel, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.sampler import Sampler
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

@@ -17,6 +17,7 @@ from krill_tui.errors import DataError
 from krill_tui.models.worker_protocol import LoadRequest, NoteReply
 from krill_tui.training import worker as worker_module
 from krill_tui.training.batches import make_batch
+from krill_tui.training.loading import load_base
 from krill_tui.training.memory import (
     GIB,
     Load,
@@ -27,7 +28,7 @@ from krill_tui.training.memory import (
     read_shape,
     shape_of,
 )
-from krill_tui.training.model import ModelSettings, PolicyModel, load_base
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import Trainer
 from krill_tui.training.worker import Worker

@@ -11,7 +11,8 @@ from krill_tui.agent.rollout import Rollout, conversation
 from krill_tui.models.base import Message, Sampling
 from krill_tui.paths import asset
 from krill_tui.skill import GENERAL, Skill, SkillOrigin
-from krill_tui.training.model import ModelSettings, PolicyModel, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.sft import tokenize_demonstration
 from krill_tui.training.tokens import MaskedTokens
 from krill_tui.training.trainer import Trainer

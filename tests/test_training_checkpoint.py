@@ -14,7 +14,8 @@ from krill_tui.errors import ModelError
 from krill_tui.models.worker_protocol import GrpoEpisode
 from krill_tui.training.checkpoint import load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step
-from krill_tui.training.model import ModelSettings, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings
 from krill_tui.training.trainer import Trainer
 from tests.tiny_policy import make_policy, sample_episodes
 

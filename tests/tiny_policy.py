@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from krill_tui.models.worker_protocol import ChatMessage, SampleItem, SampleOutput, SftExample
-from krill_tui.training.model import ModelSettings, PolicyModel, load_model
+from krill_tui.training.loading import load_model
+from krill_tui.training.model import ModelSettings, PolicyModel
 from krill_tui.training.sampler import Sampler
 from krill_tui.training.trainer import Trainer
 from krill_tui.trajectory import EpisodeTokens

@@ -6,6 +6,7 @@ screen show.
 
 from __future__ import annotations
 
+import datetime
 import os
 from typing import Annotated, Literal
 
@@ -15,6 +16,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 def _scaling(value: object) -> object:
     """True and false are what the setting was before there was a choice, and what TRL still takes."""
     return {True: "group", False: "none"}[value] if isinstance(value, bool) else value
+
+
+def _date(value: str) -> str:
+    """A day as YYYY-MM-DD, or nothing."""
+    return datetime.date.fromisoformat(value).isoformat() if value else value
 
 
 PathSetting = Annotated[str, AfterValidator(os.path.expanduser)]
@@ -77,7 +83,8 @@ class PolicyConfig(Settings):
     model: PathSetting = ""
     """Local model: folder or Hugging Face name; empty: the embedded krill-tiny."""
     adapter: PathSetting = ""
-    """Checkpoint folder whose LoRA adapter a run starts from; empty: a fresh one."""
+    """Checkpoint folder, or LoRA adapter of PEFT's, that a run starts from (rank, alpha and layers are its own); empty:
+    a fresh adapter."""
     temperature: float = Field(default=1.0, ge=0.0, le=5.0)
     """Of sampling in collection and RL; evaluation has its own."""
     eval_temperature: float = Field(default=0.0, ge=0.0, le=5.0)
@@ -86,6 +93,8 @@ class PolicyConfig(Settings):
     """Choose among admissible actions only; training then uses the same constrained distribution."""
     prompt_style: Literal["full", "compact"] = "full"
     """`compact` is the one krill-tiny was trained on."""
+    chat_date: Annotated[str, AfterValidator(_date)] = ""
+    """What a chat template that writes the date is told (YYYY-MM-DD); empty: the day the run began."""
     list_admissible: bool = True
     """Show the admissible actions in the prompt."""
     lora_rank: int = Field(default=16, ge=1, le=1024)

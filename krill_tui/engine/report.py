@@ -89,6 +89,7 @@ def write_report(state: RunState, path: Path) -> None:
             *(f"- {markdown_text(notice)}" for notice in state.notices),
             f"- policy: {said('policy', 'kind')} {said('policy', 'model') or 'krill-tiny'}, {choice};"
             f" teacher: {said('teacher', 'kind')}",
+            *(f"- {markdown_text(change)}" for change in (state.worker.changes if state.worker else ())),
             f"- preset {said('preset')}, seed {said('seed')}",
             f"- episodes: {state.episodes_done}, skills in the bank: {len(state.skills)}",
             "",

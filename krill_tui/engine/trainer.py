@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from krill_tui.models.local import SHARDED, Launch, LocalPolicy, WorkerClient
 from krill_tui.models.vllm import VllmPolicy, VllmServer
 from krill_tui.models.worker_protocol import GrpoEpisode, MetricsReply, SftExample
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""What makes a folder an adapter of PEFT's."""
 KEEP_CHECKPOINTS = 3
 """Of each phase; older ones are removed once a newer one is complete."""
 
@@ -145,8 +148,11 @@ class Trainer:
             return self.policy
         ctx, config = self._ctx, self._ctx.config.policy
         folder = str(ctx.store.path / "checkpoints" / checkpoint) if checkpoint else config.adapter or None
-        if folder and not (Path(folder) / "manifest.json").exists():
-            raise UsageError(f"{folder}: holds no checkpoint of Krill")
+        if folder and not any((Path(folder) / name).exists() for name in ("manifest.json", ADAPTER_CONFIG)):
+            raise UsageError(
+                f"{folder}: holds no checkpoint and no LoRA adapter",
+                hint=f"a checkpoint folder of a run, or one with {ADAPTER_CONFIG} and safetensors",
+            )
         model = policy_model(ctx.config)
         external = config.sampler == "vllm"
         if external and config.constrained:
@@ -163,6 +169,9 @@ class Trainer:
                 noted=ctx.note_once,
             )
         worker = self._worker()
+        # One date in all of a run, so that a template that writes it makes the same sequences every day.
+        before = ctx.state.worker.date if ctx.state.worker else ""
+        date = config.chat_date or before or datetime.date.today().isoformat()
         loaded = await worker.load(
             model=model,
             checkpoint=folder,
@@ -176,7 +185,10 @@ class Trainer:
             token_budget=self._micro_batch_tokens,
             gradient_checkpointing=config.gradient_checkpointing,
             episodes=0 if external else ctx.config.env.concurrency,
+            date=date,
         )
+        for change in loaded.changes:
+            ctx.note_once(change)
         ctx.emit(
             ev.WorkerStarted(
                 model=Path(model).name,
@@ -184,6 +196,8 @@ class Trainer:
                 trainable=loaded.trainable,
                 device=loaded.device,
                 version=loaded.version,
+                date=date,
+                changes=loaded.changes,
             )
         )
         self._loaded = wanted

@@ -262,6 +262,10 @@ class WorkerStarted(BaseEvent):
     trainable: int
     device: str
     version: int
+    date: str = ""
+    """What a chat template that writes the date is told."""
+    changes: tuple[str, ...] = ()
+    """What is done otherwise than the model's template, config or adapter has it, a line each."""
 
 
 class WorkerDied(BaseEvent):

@@ -15,7 +15,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import ValidationError
 
 from krill_tui import paths
-from krill_tui.errors import ModelError, WorkerDiedError
+from krill_tui.errors import ModelError, ModelRefusedError, WorkerDiedError
 from krill_tui.io.children import child_command, child_environment
 from krill_tui.models.base import ActReply, ActRequest, Message
 from krill_tui.models.worker_protocol import (
@@ -167,6 +167,7 @@ class WorkerClient:
         token_budget: int = 8192,
         gradient_checkpointing: bool = False,
         episodes: int = 0,
+        date: str = "",
     ) -> LoadedReply:
         """Load a base model with fresh adapters, or those of a checkpoint; see `LoadRequest`."""
         request = LoadRequest(
@@ -182,6 +183,7 @@ class WorkerClient:
             token_budget=token_budget,
             gradient_checkpointing=gradient_checkpointing,
             episodes=episodes,
+            date=date,
         )
         return await self.request(request, LoadedReply)
 
@@ -280,7 +282,8 @@ class WorkerClient:
 
         Raises:
             WorkerDiedError: the worker is not running, or ended before it answered.
-            ModelError: it refused or failed.
+            ModelRefusedError: the model, its template or an adapter cannot be worked with.
+            ModelError: it failed.
         """
         process = self._process
         if process is None or process.stdin is None or self._died.is_set():
@@ -293,7 +296,7 @@ class WorkerClient:
             await process.stdin.drain()
         reply = await self._answer(waiting, message.kind)
         if isinstance(reply, ErrorReply):
-            raise ModelError(reply.message)
+            raise (ModelRefusedError if reply.refused else ModelError)(reply.message, hint=reply.hint)
         if not isinstance(reply, expected):
             raise ModelError(f"the model worker answered {message.kind} with {reply.kind}")
         return reply

@@ -29,6 +29,8 @@ from krill_tui.models.worker_protocol import ChatMessage, LoadedReply
 _ACTION_END = "</action>"
 _SHORTEST_REPLY = 16
 """With less room than this an episode has reached the end of the context."""
+_SEED_BITS = 2**63 - 1
+"""Of a seed; larger ones are folded into as many."""
 _HINT = "see docs/scaling.md for how to start the server"
 _MOST_CALLS = 4096
 """The server batches by itself; the engine's own limit is `env.concurrency`."""
@@ -348,5 +350,5 @@ class VllmPolicy:
 
 def _turn_seed(seed: int, position: int) -> int:
     """A 63-bit seed of one turn: turns of an episode must not draw the same random numbers."""
-    digest = hashlib.blake2b(struct.pack("<qQ", seed, position), digest_size=8).digest()
+    digest = hashlib.blake2b(struct.pack("<qQ", seed & _SEED_BITS, position), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -36,6 +36,8 @@ class LoadRequest(Record):
     max_context: int = 2048
     token_budget: int = 8192
     """Padded tokens of one training micro-batch; halved by the worker when memory runs out."""
+    date: str = ""
+    """What a chat template that writes the date is told, as YYYY-MM-DD; empty: today."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     episodes: int = 0
@@ -141,7 +143,7 @@ class TokenizeRequest(Record):
 
 
 class DecodeRequest(Record):
-    """The text of a reply's ids."""
+    """The text of a reply's ids, with what the chat template has written of it."""
 
     kind: Literal["decode"] = "decode"
     ids: tuple[int, ...]
@@ -188,6 +190,8 @@ class LoadedReply(Record):
     end_of_turn: int = 0
     stop_ids: tuple[int, ...] = ()
     """Ids that end a reply."""
+    changes: tuple[str, ...] = ()
+    """What is done otherwise than the model's template, config or adapter has it, a line each."""
 
 
 class SampleOutput(Record):
@@ -260,6 +264,9 @@ class ErrorReply(Record):
     kind: Literal["error"] = "error"
     message: str
     """One line."""
+    hint: str | None = None
+    refused: bool = False
+    """The model, its template or an adapter cannot be worked with."""
     detail: str = ""
     """The worker's traceback, for the log file only."""
 

@@ -48,7 +48,7 @@ class ReplyState:
         self._trie: Trie | None = None
         self._action_budget = 0
         if self._actions:
-            close = len(chat.encode(THINK_END))
+            close = len(chat.encode(chat.format.lead + THINK_END))
             longest = max(len(chat.encode(f"{ACTION}{action}{ACTION_END}")) for action in self._actions)
             # Two more: the end of turn, and a token that may straddle "</think>" and "<action>".
             self._action_budget = close + longest + 2
@@ -134,5 +134,6 @@ class ReplyState:
 
     def _force_thought_end(self) -> None:
         """Close the thought and open the action in the tokens that SFT has for both: they may share one (`><`)."""
-        wanted = [f"{THINK_END}{ACTION}{action}{ACTION_END}" for action in self._actions]
+        start = THINK_END if self.ids else self._chat.format.lead + THINK_END
+        wanted = [f"{start}{ACTION}{action}{ACTION_END}" for action in self._actions]
         self._trie = build_trie([self._chat.encode(text) for text in wanted])

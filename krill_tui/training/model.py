@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,15 +11,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from krill_tui.errors import ModelError
+from krill_tui.training.architecture import adapter_targets, context_limits
 from krill_tui.training.batches import TokenBatch
 from krill_tui.training.lora import MergedLinear
 from krill_tui.training.packing import ATTENTION, NotPackableError, Pack, is_plain, pack
-from krill_tui.training.ranks import Ranks, Sharding, is_out_of_memory
-from krill_tui.training.shard import Sharded, leave, shard
-from krill_tui.training.tokens import ChatTokenizer, load_tokenizer
+from krill_tui.training.shard import Sharded
+from krill_tui.training.tokens import ChatTokenizer
 
 Adapter = Literal["policy", "reference"]
 T = TypeVar("T")
@@ -44,6 +42,8 @@ class ModelSettings:
     seed: int = 0
     max_context: int = 2048
     gradient_checkpointing: bool = False
+    targets: tuple[str, ...] = ()
+    """Names of the layers to adapt, as PEFT has them; empty: all linear ones."""
 
 
 class PolicyModel:
@@ -69,12 +69,13 @@ class PolicyModel:
         self.settings = settings
         self.base = base.requires_grad_(False).eval()
         self.device: torch.device = base.device
-        self.context = min(settings.max_context, *_context_limits(base.config))
-        torch.manual_seed(settings.seed)
+        self.context = min([settings.max_context, *context_limits(base.config)])
+        # As many bits as torch takes.
+        torch.manual_seed(settings.seed & (2**63 - 1))
         config = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules="all-linear",
+            target_modules=list(settings.targets) or adapter_targets(base),
             task_type="CAUSAL_LM",
             base_model_name_or_path=name,
         )
@@ -88,13 +89,13 @@ class PolicyModel:
         self._layers = _lora_layers(self.peft)
         self._train_policy_only()
         self._trees = [self.peft.get_base_model()]
-        if not sharded:
-            self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
-            self._trees.append(self._merged)
         small = self.base_parameters <= _FUSE_BELOW
         linear = all(type(layer.get_base_layer()) is nn.Linear for layer in self._layers.values())
         # What is computed again in the backward pass must find the same weights, which merged ones are not.
         self.fused = small and linear and not settings.gradient_checkpointing and not sharded
+        if self.fused:
+            self._merged, self._merged_layers = _with_merged_layers(base, self._layers)
+            self._trees.append(self._merged)
         if settings.gradient_checkpointing:
             _checkpoint_layers(self.peft.get_base_model(), base)
         self._reference_weights: dict[str, Tensor] | None = None
@@ -232,90 +233,9 @@ class PolicyModel:
             parameter.requires_grad_(".policy." in name)
 
 
-def load_model(folder: str, settings: ModelSettings) -> PolicyModel:
-    """Load a base model and put fresh adapters on it; see `load_base` for the errors."""
-    base, chat = load_base(folder, settings.dtype, settings.device)
-    return PolicyModel(base, chat, settings, name=folder)
-
-
-def load_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -> tuple[Any, ChatTokenizer]:
-    """Load a Hugging Face causal LM (safetensors only) and its tokenizer; `device` auto takes the GPU if there is one.
-
-    Raises:
-        ModelError: no such model, no safetensors, no chat template, or a device that is not there.
-    """
-    chat = ChatTokenizer(load_tokenizer(folder))
-    base = _read_base(folder, dtype, choose_device(device))
-    _check_logits(base, folder)
-    return base, chat
-
-
-def load_sharded(
-    folder: str, dtype: Literal["float32", "bfloat16"], ranks: Ranks, sharding: Sharding
-) -> tuple[Any, ChatTokenizer, Sharded]:
-    """Load a base model that the processes share the weights of; see `load_base` for the errors.
-
-    The first process reads it into its main memory, and the others get their parts from it.
-    """
-    with ranks.together():
-        chat = ChatTokenizer(load_tokenizer(folder))
-        base = _read_base(folder, dtype, "cpu")
-    try:
-        sharded = shard(base, ranks, sharding)
-    except ModelError:
-        raise
-    except Exception as error:
-        leave(error)
-        raise
-    _check_logits(base, folder, sharded)
-    return base, chat, sharded
-
-
-def _read_base(folder: str, dtype: Literal["float32", "bfloat16"], device: str) -> Any:
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True
-        )
-        base = base.to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise ModelError(
-                f"out of memory while loading {folder} on {device}",
-                hint="a smaller model, or policy.dtype bfloat16",
-            ) from error
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ModelError(f"cannot load the model {folder}: {reason}") from error
-    if device == "cpu":
-        # Without this transformers copies grouped keys and values for every head whenever there is a mask.
-        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    return base.eval()
-
-
-def choose_device(wanted: str) -> str:
-    """`auto` is CUDA where there is one, else Apple's GPU, else the CPU; any other name stands for itself.
-
-    Raises:
-        ModelError: the device is not there.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        return "cuda" if cuda else "mps" if mps else "cpu"
-    try:
-        kind = torch.device(wanted).type
-    except RuntimeError as error:
-        raise ModelError(
-            f"there is no device '{wanted}'", hint="policy.device: auto, cpu, cuda, mps"
-        ) from error
-    if (kind == "cuda" and not cuda) or (kind == "mps" and not mps):
-        raise ModelError(
-            f"this machine, or its torch, has no {kind} device", hint="policy.device: auto or cpu"
-        )
-    return wanted
-
-
 def output_logits(model: Any, hidden: Tensor) -> Tensor:
     """Logits `[N, V]` float32 of last hidden states `[N, H]`, scaled the way some families do it (Granite, Cohere,
-    Gemma); `load_base` has checked that this is what the model itself computes."""
+    Gemma); `loading.load_base` has checked that this is what the model itself computes."""
     logits = model.get_output_embeddings()(hidden).float()
     config = model.config.get_text_config()
     if scaling := getattr(config, "logits_scaling", None):
@@ -325,34 +245,6 @@ def output_logits(model: Any, hidden: Tensor) -> Tensor:
     if cap := getattr(config, "final_logit_softcapping", None):
         logits = cap * torch.tanh(logits / cap)
     return logits
-
-
-@torch.no_grad()
-def _check_logits(base: Any, folder: str, sharded: Sharded | None = None) -> None:
-    """Refuse a model that makes its logits in a way of its own, before anything is trained on wrong ones."""
-    ids = torch.arange(2, 6, device=base.device)[None] % base.config.get_text_config().vocab_size
-
-    def both() -> tuple[Tensor, Tensor]:
-        expected = base(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        return output_logits(base, hidden), expected
-
-    try:
-        given, expected = sharded(both) if sharded else both()
-    except (AttributeError, TypeError) as error:
-        raise ModelError(f"{folder} is no causal language model that Krill can train: {error}") from error
-    # As far apart as rounding in bfloat16 puts them.
-    if not torch.allclose(given, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
-        raise ModelError(f"{folder} computes its logits in a way the trainer does not know")
-
-
-def _context_limits(config: Any) -> list[int]:
-    """Tokens after which positions, or the window of an attention that slides, end; none where neither does."""
-    text = config.get_text_config()
-    limits = [getattr(text, "max_position_embeddings", None)]
-    if getattr(text, "use_sliding_window", True):
-        limits.append(getattr(text, "sliding_window", None))
-    return [int(limit) for limit in limits if limit and limit > 0]
 
 
 def _checkpoint_layers(model: Any, base: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import SampleItem, SampleOutput
+from krill_tui.training.architecture import attention_masks
 from krill_tui.training.constraint import ReplyState
 from krill_tui.training.kv import KvPool
 from krill_tui.training.model import PolicyModel, output_logits
@@ -30,6 +31,8 @@ _SHARED_WIDTH = 4
 """New tokens a row up to which reading the cache takes longer than computing with it."""
 _SHARED_ROWS = 3
 """Rows a prefix must have on average to be read apart."""
+_SEED_BITS = 2**63 - 1
+"""Of a seed; larger ones are folded into as many."""
 _NOISE = 2e-5
 """Bound on how far a float32 logit moves with the shape of the batch it is computed in, as a share of the largest
 logit of its row. Measured on krill-tiny between batches of 1, 7 and 140: 5e-6."""
@@ -284,10 +287,7 @@ class Sampler:
         positions = cached[:, None] + torch.arange(width, device=device)
         span = max(episode.cached for episode in episodes) + width
         self._pool.select(rows, positions, span)
-        seen = torch.arange(span, device=device) <= positions[:, None, :, None]
-        mask = torch.zeros(seen.shape, dtype=self._model.dtype, device=device).masked_fill_(
-            ~seen, float("-inf")
-        )
+        mask = attention_masks(self._model.config, positions, span, self._model.dtype)
         if shared := self._shared(episodes, rows.start, width):
             shared.mark(mask)
         hidden = self._model.base_model(
@@ -391,7 +391,7 @@ class Sampler:
         turn.episode.ended = state.ended
         return SampleOutput(
             episode=item.episode,
-            text=self._chat.decode(state.ids),
+            text=self._chat.reply_text(state.ids),
             context_ids=turn.context,
             ids=tuple(state.ids),
             logprobs=tuple(state.logprobs),
@@ -402,7 +402,7 @@ class Sampler:
 
 def uniform(seed: int, position: int) -> float:
     """A number in [0, 1) that depends on an episode's seed and a token's position in its sequence, on nothing else."""
-    digest = blake2b(struct.pack("<qQ", seed, position), digest_size=4).digest()
+    digest = blake2b(struct.pack("<qQ", seed & _SEED_BITS, position), digest_size=4).digest()
     return int.from_bytes(digest, "little") / 2**32
 
 

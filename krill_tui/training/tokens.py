@@ -7,6 +7,7 @@ A reply's sampled ids stay as they are and are never tokenized again.
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from transformers import AutoTokenizer
 
 from krill_tui.errors import ModelError
 from krill_tui.models.base import Message
+from krill_tui.training.template import find_format
 from krill_tui.training.tiny import FORMAT_TOKENS
 
+THINK, THINK_END = "<think>", "</think>"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 """`name` or `owner/name`; anything else can only be a path."""
-_PROBE = "krillprobe"
-"""Stands for an earlier reply while a template is rendered, so that templates that rewrite old replies do no harm."""
+_FRAME_TOKEN = re.compile(r"(?!</?think>|</?action>)[<\[].+[>\]]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,31 @@ def load_tokenizer(folder: str | Path) -> Any:
 class ChatTokenizer:
     """A tokenizer and its chat template, as functions from messages to ids."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer`: any Hugging Face tokenizer with a chat template.
+    def __init__(self, tokenizer: Any, date: datetime.date | None = None) -> None:
+        """`tokenizer`: any Hugging Face tokenizer with a chat template; `date`: what a template that writes the date
+        is told, today where it is None.
 
         Raises:
-            ModelError: the template does not end the assistant's turn with a token of its own.
+            ModelRefusedError: episodes cannot be one growing sequence with its template.
         """
         self.tokenizer = tokenizer
-        special = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-        self._control = {i: text for i, text in special.items() if text not in FORMAT_TOKENS}
+        added = tokenizer.added_tokens_decoder.items()
+        special = {i: str(t) for i, t in added if t.special and str(t) not in FORMAT_TOKENS}
+        self.format = find_format(tokenizer, tuple(special.values()), date or datetime.date.today())
+        """What the template does around a reply."""
+        # Some tokenizers do not call their template's tokens special, as DeepSeek's <｜User｜>.
+        frame = self._frame()
+        self._control = special | {
+            i: str(t) for i, t in added if _FRAME_TOKEN.fullmatch(str(t)) and str(t) in frame
+        }
         self._cache: dict[str, tuple[int, ...]] = {}
         self._pieces: dict[int, str] = {}
-        self.end_of_turn, _ = self._split_end(self._after_probe([], generation=False))
+        self.end_of_turn = next(i for i, text in special.items() if text == self.format.end)
+        # Where words carry their blank, a text of its own gets one, and loses it when it is decoded: then both are
+        # done behind a control token.
+        alone, behind = self._encode("look look"), self._encode(f"{self.format.end}look look")
+        self._encodes_behind = behind[:1] == (self.end_of_turn,) and behind[1:] != alone
+        self._decodes_behind = any(self._decode_behind([i]) != self._decode([i]) for i in alone)
         stops = {self.end_of_turn, tokenizer.eos_token_id} - {None}
         self.stop_ids: frozenset[int] = frozenset(stops)
         """Ids that end a reply when they are sampled."""
@@ -109,7 +124,7 @@ class ChatTokenizer:
                 context.append(message)
                 continue
             opening = self._first_ids(context) if first else self._turn_ids(context)
-            reply = (*self.encode(self.plain(message["content"])), self.end_of_turn)
+            reply = (*self.reply_ids(message["content"]), self.end_of_turn)
             ids += [*opening, *reply]
             mask += [0] * len(opening) + [1] * len(reply)
             context, first = [], False
@@ -119,20 +134,38 @@ class ChatTokenizer:
             mask += [0] * len(opening)
         return MaskedTokens(tuple(ids), tuple(mask))
 
+    def reply_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a reply's text: what the template has written of it already is left out."""
+        form = self.format
+        text = self.plain(text)
+        if form.opened:
+            if text.startswith(form.opened):
+                text = text[len(form.opened) :]
+            elif text.startswith(THINK):
+                text = text[len(THINK) :]
+            else:
+                text = f"{THINK_END}{text}"
+        return self.encode(form.lead + text)
+
+    def reply_text(self, ids: Iterable[int]) -> str:
+        """Text of a reply, with what the template has written of it."""
+        return self.format.opened + self.decode(ids).removeprefix(self.format.lead)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of a text, without the tokenizer's own additions; remembered, since actions and skills come back."""
         ids = self._cache.get(text)
         if ids is None:
             if len(self._cache) > 50_000:
                 self._cache.clear()
-            ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
-            self._cache[text] = ids
+            ids = self._cache[text] = (
+                self._encode_behind(text) if self._encodes_behind else self._encode(text)
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of a reply: control tokens left out, format tokens such as <think> kept."""
+        """Text of ids: control tokens left out, format tokens such as <think> kept."""
         kept = [i for i in ids if i not in self.control_ids]
-        return self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._decode_behind(kept) if self._decodes_behind else self._decode(kept)
 
     def piece(self, token: int) -> str:
         """Text of one token, "" for control tokens; broken characters where a character spans tokens."""
@@ -149,34 +182,31 @@ class ChatTokenizer:
         return content
 
     def _first_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        return self.encode(self._render(messages, generation=True))
+        return self._encode(self.format.prompt(self._harmless(messages)))
 
     def _turn_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        after = self._after_probe(messages, generation=True)
-        end, rest = self._split_end(after)
-        if end != self.end_of_turn:
-            raise ModelError("the chat template ends the assistant's turns in different ways")
-        return self.encode(rest)
+        return self.encode(self.format.after_reply(self._harmless(messages)))
 
-    def _after_probe(self, messages: Sequence[Message], *, generation: bool) -> str:
-        start: list[Message] = [{"role": "user", "content": "."}, {"role": "assistant", "content": _PROBE}]
-        text = self._render([*start, *messages], generation=generation)
-        return text.split(_PROBE, 1)[1]
+    def _harmless(self, messages: Sequence[Message]) -> list[Message]:
+        return [{"role": message["role"], "content": self.plain(message["content"])} for message in messages]
 
-    def _split_end(self, after: str) -> tuple[int, str]:
-        """Split what follows a reply into its end-of-turn token and the rest of the text."""
-        for token, text in self._control.items():
-            if after.startswith(text):
-                return token, after[len(text) :]
-        raise ModelError("the chat template does not end the assistant's turn with a special token")
+    def _frame(self) -> str:
+        """What the template writes around a first and a later turn."""
+        start: list[Message] = [{"role": "system", "content": "."}, {"role": "user", "content": "."}]
+        return self.format.prompt(start) + self.format.after_reply(start[1:])
 
-    def _render(self, messages: Sequence[Message], *, generation: bool) -> str:
-        conversation = [
-            {"role": message["role"], "content": self.plain(message["content"])} for message in messages
-        ]
-        return self.tokenizer.apply_chat_template(
-            conversation, tokenize=False, add_generation_prompt=generation
-        )
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_behind(self, text: str) -> tuple[int, ...]:
+        return self._encode(self.format.end + text)[1:]
+
+    def _decode_behind(self, ids: Sequence[int]) -> str:
+        end = (self.end_of_turn,)
+        return self._decode([*end, *ids])[len(self._decode(end)) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ and each does its share: `training/ranks.py`.
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
-from krill_tui.errors import DataError, KrillError, ModelError
+from krill_tui.errors import DataError, KrillError, ModelError, ModelRefusedError
 from krill_tui.io.children import watch_parent
 from krill_tui.models.base import Message
 from krill_tui.models.worker_protocol import (
@@ -58,16 +59,14 @@ from krill_tui.models.worker_protocol import (
     WorkerRequest,
     request_adapter,
 )
+from krill_tui.training.adapter import AdapterShape, is_adapter, load_adapter, read_shape
+from krill_tui.training.architecture import has_experts
 from krill_tui.training.checkpoint import export_adapter, load_checkpoint, save_checkpoint
 from krill_tui.training.grpo import GrpoSettings, grpo_step, over_iterations
+from krill_tui.training.loading import choose_device, load_base, load_sharded
 from krill_tui.training.memory import Load, advice, describe, estimate, shape_of
-from krill_tui.training.model import (
-    ModelSettings,
-    PolicyModel,
-    choose_device,
-    load_base,
-    load_sharded,
-)
+from krill_tui.training.model import ModelSettings, PolicyModel
+from krill_tui.training.probe import probe
 from krill_tui.training.ranks import (
     ALONE,
     Ranks,
@@ -102,7 +101,8 @@ class Worker:
         self._base: tuple[Any, ChatTokenizer] | None = None
         self._sharded: Sharded | None = None
         """The base model where its weights are sharded."""
-        self._base_source: tuple[str, str, str] | None = None
+        self._base_source: tuple[object, ...] | None = None
+        """What `_base` was loaded as."""
         self._progress_at = 0.0
 
     def handle(self, request: WorkerRequest) -> WorkerReply:
@@ -136,7 +136,7 @@ class Worker:
             case TokenizeRequest():
                 return self._tokens(request)
             case DecodeRequest():
-                return TextReply(text=self._loaded.policy.chat.decode(request.ids))
+                return TextReply(text=self._loaded.policy.chat.reply_text(request.ids))
             case ExportRequest():
                 with self._ranks.together():
                     if self._ranks.index == 0:
@@ -161,9 +161,12 @@ class Worker:
                 "a policy whose weights are sharded is not sampled by the worker", hint=_SAMPLE_BY
             )
         device = self._ranks.device or request.device
+        start = Path(request.checkpoint) if request.checkpoint else None
+        shape = _shape_of(start) if start else None
         settings = ModelSettings(
-            lora_rank=request.lora_rank,
-            lora_alpha=request.lora_alpha,
+            lora_rank=shape.rank if shape else request.lora_rank,
+            lora_alpha=shape.alpha if shape else request.lora_alpha,
+            targets=shape.targets if shape else (),
             dtype=request.dtype,
             device=device,
             seed=request.seed,
@@ -175,22 +178,34 @@ class Worker:
             self._trainer.policy.release()
         self._trainer = self._sampler = None
         self._homes.clear()
-        wanted = (request.model, request.dtype, device)
+        date = datetime.date.fromisoformat(request.date) if request.date else None
+        sampling = request.episodes > 0
+        wanted = (request.model, request.dtype, device, date, sampling)
         if self._base is None or self._base_source != wanted:
             self._base = self._sharded = None
             self._estimate_memory(request, choose_device(device), self._ranks.count if sharding else 1)
             if sharding:
-                base, chat, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding)
+                base, chat, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding, date)
                 self._base = base, chat
                 self._say_shares(self._sharded)
             else:
-                self._base = load_base(*wanted)
+                self._base = load_base(*wanted[:3], date=date, sampling=sampling)
         # Until this has gone well, adapters that were put into it may still be there.
-        self._base_source = None
+        known, self._base_source = self._base_source == wanted, None
         policy = PolicyModel(*self._base, settings, name=request.model, sharded=self._sharded)
         trainer = Trainer(policy, token_budget=request.token_budget, ranks=self._ranks)
-        if request.checkpoint:
-            load_checkpoint(trainer, Path(request.checkpoint))
+        changes = list(policy.chat.format.changes)
+        if has_experts(policy.base):
+            changes.append(
+                "a mixture of experts: adapters are on attention, experts and router stay as they are"
+            )
+        if start and is_adapter(start):
+            changes += load_adapter(policy, start)
+        elif start:
+            load_checkpoint(trainer, start)
+        if not known and not sharding:
+            with self._ranks.together():
+                probe(policy, sampling=sampling)
         self._trainer, self._base_source = trainer, wanted
         return LoadedReply(
             parameters=policy.base_parameters,
@@ -201,6 +216,7 @@ class Worker:
             vocabulary=policy.base.get_input_embeddings().weight.shape[0],
             end_of_turn=policy.chat.end_of_turn,
             stop_ids=tuple(sorted(policy.chat.stop_ids)),
+            changes=tuple(changes),
         )
 
     def _tokens(self, request: TokenizeRequest) -> TokensReply:
@@ -345,6 +361,16 @@ class Worker:
             self._send(ProgressReply(done=done, total=total))
 
 
+def _shape_of(start: Path) -> AdapterShape | None:
+    """The shape of the adapter to start from; None where a checkpoint does not say, which is then told by reading it."""
+    if is_adapter(start):
+        return read_shape(start)
+    try:
+        return read_shape(start / "policy")
+    except ModelRefusedError:
+        return None
+
+
 def serve(requests: BinaryIO, replies: BinaryIO, ranks: Ranks = ALONE) -> None:
     """Answer requests until they end or one says close; only the first process reads and writes."""
 
@@ -376,7 +402,12 @@ def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
     try:
         return worker.handle(request)
     except KrillError as error:
-        return ErrorReply(message=str(error), detail=traceback.format_exc())
+        return ErrorReply(
+            message=error.message,
+            hint=error.hint,
+            refused=isinstance(error, ModelRefusedError),
+            detail=traceback.format_exc(),
+        )
     # The boundary of the process: whatever broke is told to the engine, which decides.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
