@@ -174,7 +174,7 @@ class ServerCalls:
 
     def _parsed(self, path: str, data: bytes, answer: TypeAdapter[_T]) -> _T:
         try:
-            return answer.validate_json(data)
+            return answer.validate_json(data, strict=True)  # a text "1.0" is no reward, a 1 no end
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(map(str, problem["loc"])) or "the answer"
