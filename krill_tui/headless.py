@@ -328,7 +328,7 @@ def results_table(state: RunState) -> Table:
         table.add_column(heading, justify="right")
     for title, evaluated in result_rows(state):
         steps = f"{evaluated.mean_steps:.1f}" if evaluated.mean_steps else "-"
-        table.add_row(title, one_line(evaluated.split, limit=40), *_rate_cells(evaluated.overall), steps)
+        table.add_row(title, one_line(evaluated.split, limit=40), *rate_cells(evaluated.overall), steps)
     return table
 
 
@@ -338,8 +338,8 @@ def categories_table(evaluated: ev.Evaluated) -> Table:
     for heading in ("success", "95 % interval", "episodes"):
         table.add_column(heading, justify="right")
     for category, rate in evaluated.categories.items():
-        table.add_row(Text(one_line(category, limit=40)), *_rate_cells(rate))
-    table.add_row("all", *_rate_cells(evaluated.overall))
+        table.add_row(Text(one_line(category, limit=40)), *rate_cells(rate))
+    table.add_row("all", *rate_cells(evaluated.overall))
     return table
 
 
@@ -363,5 +363,9 @@ def _finished(event: ev.PhaseFinished) -> str:
     return f"{event.phase}: done in {duration(event.seconds)}: {event.summary}"
 
 
-def _rate_cells(rate: ev.Rate) -> tuple[str, str, str]:
-    return f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}", f"{rate.wins}/{rate.episodes}"
+def rate_cells(rate: ev.Rate) -> tuple[str, str, str]:
+    """Rate, interval and count as a table shows them, with how many broke."""
+    lost = f", {rate.errors} broke" if rate.errors else ""
+    if not rate.episodes:
+        return "-", "-", f"0{lost}"
+    return f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}", f"{rate.wins}/{rate.episodes}{lost}"

@@ -383,7 +383,7 @@ async def test_evolution_can_be_switched_off_and_says_so():
         session.launch(["collect", "distill"])
         await session.wait()
         before, ctx = session.bank.version, session._ctx
-        policy = await session._pipeline._policy()
+        policy, _, _ = await session._pipeline._policy("base")
         await validate_and_evolve(ctx, TaskPlan(ctx.source, config), policy, 0)
         assert session.bank.version == before
     finally:

@@ -143,7 +143,7 @@ async def test_the_death_of_the_worker_is_not_an_episodes_failure():
         async def act(self, request: ActRequest) -> ActReply:
             raise WorkerDiedError("gone")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(WorkerDiedError, match="gone"):
         await run_episodes(
             [spec()],
             lambda task: Corridor(task),
@@ -153,7 +153,6 @@ async def test_the_death_of_the_worker_is_not_an_episodes_failure():
             emit=lambda _: None,
             on_finished=lambda _: None,
         )
-    assert caught.group_contains(WorkerDiedError)
 
 
 async def test_a_paused_gate_holds_every_turn_and_a_step_lets_one_through():

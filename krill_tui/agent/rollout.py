@@ -16,7 +16,7 @@ from krill_tui.agent.gate import Gate
 from krill_tui.agent.prompts import PromptOptions, first_messages, render_turn
 from krill_tui.envs.base import Environment, FreeActions, StepResult
 from krill_tui.envs.limits import admitted, admitted_task
-from krill_tui.errors import StorageError, WorkerDiedError
+from krill_tui.errors import ServiceError, StorageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.io.explain import explained
 from krill_tui.io.text import clean_text
@@ -62,6 +62,8 @@ class Rollout:
 
     trajectory: Trajectory
     tokens: EpisodeTokens | None = None
+    fault: ServiceError | None = None
+    """What broke it, where that was a service (a world or a model)."""
 
 
 @dataclass
@@ -113,6 +115,7 @@ class _Episode:
     skills: tuple[Skill, ...] = ()
     bank_version: int = 0
     error: str | None = None
+    fault: ServiceError | None = None
 
 
 async def run_episode(
@@ -138,7 +141,9 @@ async def run_episode(
         raise
     except Exception as error:  # the boundary: whatever broke ends this episode alone
         stop = StopReason.ERROR
-        episode.error = clean_text(str(explained(error)))
+        told = explained(error)
+        episode.error = clean_text(str(told))
+        episode.fault = told if isinstance(told, ServiceError) else None
     finally:
         await policy.finish(spec.id)
     return _record(spec, episode, policy, stop)
@@ -285,7 +290,7 @@ def _record(spec: EpisodeSpec, episode: _Episode, policy: Policy, stop: StopReas
         number=spec.number,
         system=episode.system,
     )
-    return Rollout(trajectory, episode.log.tokens())
+    return Rollout(trajectory, episode.log.tokens(), episode.fault)
 
 
 def conversation(trajectory: Trajectory, task: Task, options: PromptOptions) -> list[Message]:

@@ -126,7 +126,9 @@ async def _work(ablation: Ablation, at_once: int, say: _Say) -> bool:
 
     def finished(job: Job, result: JobResult) -> None:
         games = result.games
-        won = f": {sum(game.won for game in games)} of {len(games)} games won" if games else ""
+        broke = sum(game.broke for game in games)
+        lost = f", {broke} broke" if broke else ""
+        won = f": {sum(g.won for g in games)} of {len(games) - broke} games won{lost}" if games else ""
         say(f"[{job.label}] finished in {duration(result.seconds)}{won}")
         write_reports(ablation.plan, ablation.results)
 

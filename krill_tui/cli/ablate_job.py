@@ -55,7 +55,10 @@ async def _work(order: dict[str, Any]) -> int:
             if session.error:
                 raise session.error
             return headless.EXIT_CODES[outcome]
-        result = job_result(session.store.events_file, session.episodes.read("evaluate"))
+        result = job_result(
+            session.store.events_file,
+            [*session.episodes.read("evaluate"), *session.episodes.broken("evaluate")],
+        )
         write_atomically(folder / RESULT_FILE, result.model_dump_json() + "\n")
         return 0
     finally:

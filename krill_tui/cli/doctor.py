@@ -126,6 +126,7 @@ def _policy_memory(config: KrillConfig) -> str:
 
 def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
     """Splits of the genuine games, with counts and the hash that results are marked with."""
+    from krill_tui.engine.build import split_size
     from krill_tui.envs.alfworld.source import GamesSource, alfworld_data
 
     engine = _version("alfworld")
@@ -139,7 +140,7 @@ def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
         return {"games": f"none ({error})", **genuine}
     facts: dict[str, Any] = {
         "games": str(source.root),
-        **source.splits(),
+        **{name: split_size(games) for name, games in source.splits().items()},
         "content hash": source.content_hash(),
     }
     if skipped := source.listing.counts():
@@ -150,7 +151,8 @@ def _alfworld_data(config: KrillConfig) -> dict[str, Any]:
 
 
 def _webshop_data(config: KrillConfig) -> dict[str, Any]:
-    """The shop that would be played, with the goals of each split (-1: unbounded) and the hash of its results."""
+    """The shop that would be played, with the goals of each split and the hash of its results."""
+    from krill_tui.engine.build import split_size
     from krill_tui.envs.webshop.source import WebshopSource
 
     folder = config.env.webshop_data
@@ -159,7 +161,8 @@ def _webshop_data(config: KrillConfig) -> dict[str, Any]:
     except KrillError as error:
         return {"shop": f"none ({error})"}
     shop = folder or f"procedural, {source.size} products"
-    facts: dict[str, Any] = {"shop": shop, **source.splits(), "content hash": source.content_hash()}
+    splits = {name: split_size(games) for name, games in source.splits().items()}
+    facts: dict[str, Any] = {"shop": shop, **splits, "content hash": source.content_hash()}
     if notices := source.notices():
         facts["to know"] = {str(n): notice for n, notice in enumerate(notices, start=1)}
     return facts

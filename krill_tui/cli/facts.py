@@ -295,21 +295,22 @@ def _print_trajectories(path: Path, report: ConvertReport[Trajectory], as_json: 
         return
     from rich.table import Table
 
-    from krill_tui.engine.evaluate import success_rates
-    from krill_tui.headless import make_console, print_line
+    from krill_tui.engine.evaluate import broke, first_error, success_rates
+    from krill_tui.headless import make_console, print_line, rate_cells
 
     console = make_console()
     print_line(console, f"{path}: {len(trajectories)} trajectories, {facts['steps']} steps")
     if told := report.told():
         print_line(console, told, "yellow")
     table = Table("category", box=None, pad_edge=False)
-    for heading in ("won", "success", "95 % interval"):
+    for heading in ("success", "95 % interval", "won"):
         table.add_column(heading, justify="right")
     overall, categories = success_rates(trajectories)
     for name, rate in [*categories.items(), ("all", overall)]:
-        cells = (f"{rate.wins}/{rate.episodes}", f"{rate.rate:.1%}", f"{rate.low:.1%} - {rate.high:.1%}")
-        table.add_row(one_line(name, limit=40), *cells)
+        table.add_row(one_line(name, limit=40), *rate_cells(rate))
     console.print(table)
+    if overall.errors:
+        print_line(console, broke(overall, first_error(trajectories)))
 
 
 def trajectory_facts(trajectories: Sequence[Trajectory]) -> dict[str, object]:

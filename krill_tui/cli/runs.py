@@ -160,6 +160,8 @@ def _report_facts(journal: Path) -> dict[str, object]:
         "outcome": state.outcome or BROKEN_OFF,
         "config": state.config,
         "episodes": state.episodes_done,
+        "errors": len(state.broken),
+        "broken": state.broken,
         "skills": len(state.skills),
         "evaluations": {stage: e.model_dump(mode="json") for stage, e in state.evaluations.items()},
         "validations": [v.model_dump(mode="json") for v in state.validations],

@@ -74,7 +74,9 @@ def collect(
 
         collected = session.episodes.read("collect")
         save_trajectories(output, collected)
-        show(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won")
+        broken = len(session.episodes.broken("collect"))
+        lost = f"; {broken} broke and are left out" if broken else ""
+        show(f"wrote {output}: {len(collected)} episodes, {sum(t.success for t in collected)} won{lost}")
 
     _start(options, ["collect"], typed, finish=finish)
 
@@ -162,6 +164,7 @@ def evaluate(
 
     def finish(session: Session) -> None:
         from krill_tui import headless
+        from krill_tui.engine.evaluate import broke
 
         evaluated = session.state.evaluations["eval"]
         if as_json:
@@ -173,6 +176,8 @@ def evaluate(
             headless.print_line(console, f"panel {evaluated.panel}, digest {evaluated.panel_digest}")
             headless.print_line(console, f"what was played: {evaluated.played}")
         console.print(headless.categories_table(evaluated))
+        if evaluated.overall.errors:
+            headless.print_line(console, broke(evaluated.overall, evaluated.first_error))
 
     pinned = None
     if panel is not None:
@@ -217,6 +222,7 @@ def _start(
     from krill_tui.config.load import merge
     from krill_tui.engine.panel import overrides as panel_overrides
     from krill_tui.engine.panel import plan_panel
+    from krill_tui.engine.pipeline import check
     from krill_tui.engine.run_store import list_runs, run_path
 
     name = fresh_name(list_runs()) if options.run is None else options.run
@@ -231,12 +237,15 @@ def _start(
         "trajectories": _input_file(trajectories, known, "krill collect makes one"),
     }
     display = _choose_display(options.display, json_result)
-    say(f"{'going on with' if known else 'new'} run {name}: {run_path(name)}")
-    raise typer.Exit(asyncio.run(_work(name, config, inputs, phases, display, finish, json_result, plan)))
+    check(config, phases)
+    greeting = f"{'going on with' if known else 'new'} run {name}: {run_path(name)}"
+    work = _work(name, greeting, config, inputs, phases, display, finish, json_result, plan)
+    raise typer.Exit(asyncio.run(work))
 
 
 async def _work(
     name: str,
+    greeting: str,
     config: KrillConfig,
     inputs: Mapping[str, Path | None],
     phases: Sequence[str],
@@ -252,6 +261,7 @@ async def _work(
     session = await Session.open(
         name, config, **inputs, keep_config=list(phases) == ["evaluate"], panel=panel
     )
+    say(greeting)
     unread = False
     try:
         if display is Display.APP:
@@ -338,9 +348,12 @@ def _in_terminal() -> bool:
 
 def _print_results(session: Session) -> None:
     from krill_tui import headless
+    from krill_tui.engine.report import broken_lines
 
     console = headless.make_console()
     console.print(headless.results_table(session.state))
+    for line in broken_lines(session.state):
+        headless.print_line(console, line)
     headless.print_line(console, f"report: {session.store.path / 'report.md'}")
 
 
@@ -360,9 +373,12 @@ def _evaluation_facts(session: Session) -> dict[str, object]:
         "policy": session.config.policy.kind,
         "panel": {"name": evaluated.panel, "digest": evaluated.panel_digest} if evaluated.panel else None,
         "played": evaluated.played,
+        "weights": evaluated.weights,
         "seed": session.config.seed,
         "overall": _rate_facts(evaluated.overall),
         "categories": {name: _rate_facts(rate) for name, rate in evaluated.categories.items()},
+        "errors": evaluated.overall.errors,
+        "first_error": evaluated.first_error,
         "mean_steps": evaluated.mean_steps,
         "seconds": evaluated.seconds,
     }
@@ -375,6 +391,8 @@ def _rate_facts(rate) -> dict[str, float]:
         "high": rate.high,
         "wins": rate.wins,
         "episodes": rate.episodes,
+        "errors": rate.errors,
+        "success_if_errors_lost": rate.if_lost,
     }
 
 

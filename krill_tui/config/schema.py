@@ -229,6 +229,20 @@ class EvaluationConfig(Settings):
     """Empty: `test` of procedural worlds, `valid_seen` of genuine games."""
 
 
+class FaultsConfig(Settings):
+    """What happens when the world or a model's endpoint breaks. An episode that broke is no result: it is counted
+    beside the rate, and played again when the run goes on."""
+
+    max_error_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of a phase's episodes that may break by themselves; above it the phase fails, with the counts and why."""
+    first_wait: float = Field(default=1.0, gt=0, le=3600)
+    """Seconds before the first new try when nobody answers any more; each further one waits twice as long."""
+    longest_wait: float = Field(default=60.0, gt=0, le=3600)
+    """Seconds between two tries at most."""
+    patience: float = Field(default=600.0, ge=0, le=7 * 86400)
+    """Seconds without any answer, after which the phase fails; 0 fails at once. Nothing finished is lost."""
+
+
 class ModelConfig(Settings):
     policy_api_base: str = "http://localhost:8000/v1"
     policy_model_id: str = "Qwen/Qwen2.5-7B-Instruct"
@@ -262,6 +276,7 @@ class KrillConfig(Settings):
     skill_retrieval: SkillRetrievalConfig = SkillRetrievalConfig()
     evolution: EvolutionConfig = EvolutionConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    faults: FaultsConfig = FaultsConfig()
     model: ModelConfig = ModelConfig()
     withheld: tuple[str, ...] = ()
     """Written by Krill: addresses that were given with a password or a key, which a run does not store."""

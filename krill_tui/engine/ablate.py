@@ -195,6 +195,8 @@ class Game(Record):
     invalid: int
     tokens: int
     """Of the prompts, each counted once."""
+    broke: bool = False
+    """It was not played to an end: in no rate."""
 
 
 class JobResult(Record):
@@ -540,6 +542,7 @@ def job_result(journal: Path, evaluated: Sequence[Trajectory]) -> JobResult:
             steps=len(t.steps),
             invalid=t.invalid_actions,
             tokens=t.tokens.prompt,
+            broke=t.stop_reason is StopReason.ERROR,
         )
         for t in sorted(evaluated, key=lambda t: t.id)
         if t.stop_reason is not StopReason.CANCELLED

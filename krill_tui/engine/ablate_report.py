@@ -11,7 +11,7 @@ from typing import Any
 from krill_tui.config.load import public_dict
 from krill_tui.engine.ablate import CONDITIONS, REPORTED, Game, Job, JobResult, Plan, plan_jobs
 from krill_tui.engine.curves import RateRow, RunCurves, curves_svg, rates_svg, read_curves
-from krill_tui.engine.evaluate import mcnemar_exact, newcombe_paired, wilson
+from krill_tui.engine.evaluate import UNKNOWN, mcnemar_exact, newcombe_paired, wilson
 from krill_tui.engine.report import percent
 from krill_tui.engine.run_store import run_path
 from krill_tui.errors import KrillError
@@ -63,10 +63,11 @@ def report(plan: Plan, results: Mapping[str, JobResult]) -> dict[str, Any]:
 def _condition_facts(
     mine: Sequence[Job], jobs: Sequence[Job], results: Mapping[str, JobResult]
 ) -> dict[str, Any]:
-    games = [game for job in mine for game in results[job.run].games]
-    categories: dict[str, list[bool]] = {}
-    for game in games:
-        categories.setdefault(game.category or "?", []).append(game.won)
+    asked = [game for job in mine for game in results[job.run].games]
+    games = [game for game in asked if not game.broke]
+    categories: dict[str, list[Game]] = {}
+    for game in asked:
+        categories.setdefault(game.category or UNKNOWN, []).append(game)
     won = [game.steps for game in games if game.won]
     by_run = {job.run: job for job in jobs}
     chain: set[str] = set()
@@ -77,8 +78,8 @@ def _condition_facts(
             chain.add(run)
             owed += by_run[run].needs
     return {
-        "overall": _rate([game.won for game in games]),
-        "seeds": {str(job.seed): _rate([game.won for game in results[job.run].games]) for job in mine},
+        "overall": _rate(asked),
+        "seeds": {str(job.seed): _rate(results[job.run].games) for job in mine},
         "categories": {category: _rate(categories[category]) for category in sorted(categories)},
         "steps_of_wins": sum(won) / len(won) if won else None,
         "steps": sum(game.steps for game in games) / max(1, len(games)),
@@ -100,7 +101,8 @@ def compare(own: Mapping[int, Sequence[Game]], others: Mapping[int, Sequence[Gam
         if [game.task for game in own[seed]] != [game.task for game in others[seed]]:
             raise KrillError(f"two conditions of seed {seed} played different games: they cannot be paired")
         for one, other in zip(own[seed], others[seed], strict=True):
-            counts[one.won, other.won] += 1
+            if not (one.broke or other.broke):
+                counts[one.won, other.won] += 1
     n = sum(counts.values())
     if n == 0:
         return None
@@ -118,12 +120,20 @@ def compare(own: Mapping[int, Sequence[Game]], others: Mapping[int, Sequence[Gam
 
 
 def _as_rate(facts: Mapping[str, Any]) -> Rate:
-    return Rate(wins=facts["wins"], episodes=facts["games"], low=facts["low"], high=facts["high"])
+    return Rate(
+        wins=facts["wins"],
+        episodes=facts["games"],
+        low=facts["low"],
+        high=facts["high"],
+        errors=facts.get("errors", 0),
+    )
 
 
-def _rate(wins: Sequence[bool]) -> dict[str, float]:
-    rate = wilson(sum(wins), len(wins))
-    return {"wins": rate.wins, "games": rate.episodes, "rate": rate.rate, "low": rate.low, "high": rate.high}
+def _rate(games: Sequence[Game]) -> dict[str, Any]:
+    played = [game.won for game in games if not game.broke]
+    rate = wilson(sum(played), len(played), errors=len(games) - len(played))
+    facts = {"wins": rate.wins, "games": rate.episodes, "rate": rate.rate, "low": rate.low, "high": rate.high}
+    return facts | ({"errors": rate.errors} if rate.errors else {})
 
 
 def report_markdown(facts: Mapping[str, Any]) -> str:
@@ -188,7 +198,7 @@ def _success_table(rows: Sequence[Mapping[str, Any]], seeds: Sequence[str]) -> l
 
 
 def _short(rate: Mapping[str, float] | None) -> str:
-    return f"{100 * rate['rate']:.1f} %" if rate else ""
+    return f"{100 * rate['rate']:.1f} %" if rate and rate["games"] else ""
 
 
 def _paired_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -227,6 +227,11 @@ def demonstrator(source: TaskSource) -> ExpertPolicy:
     return ExpertPolicy(source.expert, follow_skills=True)
 
 
+def split_size(games: int) -> int | str:
+    """How many games a split holds, as people read it; procedural ones have no end."""
+    return games if games >= 0 else "endless"
+
+
 class TaskPlan:
     """Which games serve which purpose, so that no two purposes share one.
 
@@ -247,16 +252,26 @@ class TaskPlan:
             self._train, self._evolve = tasks[: len(tasks) - held], tasks[len(tasks) - held :]
 
     def train(self, offset: int, count: int) -> list[Task]:
-        """`count` games for learning, from position `offset` of the seeded order on."""
+        """`count` games for learning, from position `offset` of the seeded order on.
+
+        Raises:
+            UsageError: the split holds none.
+        """
+        split = self._config.env.train_split
         if not self._train:
-            return list(self._source.tasks("train", offset + count, seed=self._config.seed)[offset:])
+            tasks = self._source.tasks(split, offset + count, seed=self._config.seed)
+            return list(self._some(split, tasks)[offset:])
         return [self._train[(offset + i) % len(self._train)] for i in range(count)]
 
     def evolve(self, count: int) -> list[Task]:
-        """Games of validations; the teacher may read the failures on them."""
+        """Games of validations; the teacher may read the failures on them.
+
+        Raises:
+            UsageError: there are none.
+        """
         if self._evolve:
             return [task.model_copy(update={"split": "evolve"}) for task in self._evolve[:count]]
-        return list(self._source.tasks("evolve", count, seed=self._config.seed))
+        return list(self._some("evolve", self._source.tasks("evolve", count, seed=self._config.seed)))
 
     def evaluation_split(self) -> str:
         """The reported split: as configured, else `test`, else `valid_seen`, else what there is."""
@@ -266,5 +281,16 @@ class TaskPlan:
         return next((s for s in ("test", "valid_seen", "valid_unseen") if s in self._splits), "valid_seen")
 
     def evaluation(self, count: int, split: str | None = None) -> list[Task]:
-        """Games of a reported split; fewer where it holds fewer."""
-        return list(self._source.tasks(split or self.evaluation_split(), count, seed=self._config.seed))
+        """Games of a reported split; fewer where it holds fewer.
+
+        Raises:
+            UsageError: it holds none; names the splits that do.
+        """
+        split = split or self.evaluation_split()
+        return list(self._some(split, self._source.tasks(split, count, seed=self._config.seed)))
+
+    def _some(self, split: str, tasks: Sequence[Task]) -> Sequence[Task]:
+        if not tasks:
+            held = ", ".join(f"{name} ({split_size(n)})" for name, n in self._splits.items() if n)
+            raise UsageError(f"the split '{split}' holds no games", hint=f"these do: {held or 'none'}")
+        return tasks

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from krill_tui.agent.collect import run_episodes
 from krill_tui.agent.gate import Gate
+from krill_tui.agent.outage import Patience
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, RolloutOptions
 from krill_tui.agent.substitutes import ExampleEpisodes, irrelevant_skills
@@ -33,6 +34,9 @@ from krill_tui.trajectory import StopReason, Task, Trajectory
 
 if TYPE_CHECKING:
     from krill_tui.engine.panel import PanelPlan
+
+ENOUGH_BROKEN = 10
+"""When so many broke and they are too many, the rest is not tried."""
 
 
 @dataclass
@@ -89,6 +93,11 @@ class RunContext:
         if message not in self.notes:
             self.notes.add(message)
             self.note(message, level)
+
+    @property
+    def patience(self) -> Patience:
+        faults = self.config.faults
+        return Patience(faults.first_wait, faults.longest_wait, faults.patience)
 
     @property
     def prompt_options(self) -> PromptOptions:
@@ -192,9 +201,12 @@ def make_specs(
 
 async def play(
     ctx: RunContext,
-    specs: Iterable[EpisodeSpec],
+    specs: Sequence[EpisodeSpec],
     policy: Policy,
     *,
+    prefix: str,
+    planned: int,
+    batch: int | None = None,
     temperature: float,
     keep_tokens: str | None = None,
     on_finished: Callable[[Rollout], None] | None = None,
@@ -203,16 +215,44 @@ async def play(
 
     A kill between two of these is mended when the run is opened again: tokens without a trajectory are played
     again, a trajectory without its event gets it then.
+
+    `prefix` begins the ids of all `planned` episodes of the phase, of which these are those that are owed; `batch` of
+    them are used together (default: all).
+
+    Raises:
+        EnvironmentFailure: of the `planned` episodes more broke than `faults.max_error_rate` allows, or a whole batch.
+        ServiceError: nobody answered for too long, or refused for good.
     """
+    limit = ctx.config.faults.max_error_rate
+    ids = {spec.id for spec in specs}
+    earlier = [t for t in ctx.episodes.broken(prefix=prefix) if t.id not in ids]
+    before = ctx.episodes.count(prefix) + len(earlier)
+    broken: list[Trajectory] = []
+    ended = 0
 
     def finish(rollout: Rollout) -> None:
-        if keep_tokens and rollout.tokens:
+        nonlocal ended
+        ended += 1
+        if rollout.trajectory.stop_reason is StopReason.ERROR:
+            broken.append(rollout.trajectory)
+        elif keep_tokens and rollout.tokens:
             ctx.tokens.append(keep_tokens, rollout.trajectory.id, rollout.tokens)
         ctx.episodes.append(rollout.trajectory)
         ctx.bank.record_outcome(rollout.trajectory)
         ctx.emit(finished_event(rollout.trajectory))
         if on_finished:
             on_finished(rollout)
+        if len(broken) >= ENOUGH_BROKEN:
+            check()
+
+    def check() -> None:
+        count = len(earlier) + len(broken)
+        if broken and (count > limit * planned or len(broken) >= (batch or planned)):
+            raise EnvironmentFailure(
+                f"{count} of {before + ended} episodes broke, the first: {broken[0].error}",
+                hint=f"faults.max_error_rate allows {limit:.0%} of {planned};"
+                " the same command with --run plays them again",
+            )
 
     rollouts = await run_episodes(
         specs,
@@ -224,11 +264,10 @@ async def play(
         on_finished=finish,
         select=ctx.select_skills,
         gate=ctx.gate,
+        patience=ctx.patience,
     )
     ctx.note_skills_below_threshold()
-    errors = [r.trajectory.error for r in rollouts if r.trajectory.stop_reason is StopReason.ERROR]
-    if rollouts and len(errors) == len(rollouts):
-        raise EnvironmentFailure(f"every episode broke; the first: {errors[0]}")
+    check()
     return rollouts
 
 

@@ -6,17 +6,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from krill_tui.io.jsonl import JsonLines, parsed, read_lines, whole_lines
-from krill_tui.trajectory import Trajectory
+from krill_tui.trajectory import StopReason, Trajectory
 
 
 class EpisodeFile:
-    """Append-only; keeps where each episode stands, not the episodes themselves."""
+    """Append-only; keeps where each episode stands, not the episodes themselves.
+
+    An episode that broke (`StopReason.ERROR`) is owed: it is written down, but is not in here (`in`, `read`) before it
+    was played to an end; that later line then counts.
+    """
 
     def __init__(self, path: Path, on_read: Callable[[Trajectory], None] | None = None) -> None:
-        """Open the file, cutting off a torn last line; `on_read` sees every episode that is already there."""
+        """Open the file, cutting off a torn last line; `on_read` sees every line that is already there."""
         self.path = path
         self._offsets: dict[str, int] = {}
         self._purposes: dict[str, str] = {}
+        self._broken: dict[str, Trajectory] = {}
         self._file = JsonLines(path)
         for line in whole_lines(path):
             trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
@@ -28,6 +33,7 @@ class EpisodeFile:
         return episode in self._offsets
 
     def __len__(self) -> int:
+        """Episodes that were played to an end."""
         return len(self._offsets)
 
     def append(self, trajectory: Trajectory) -> None:
@@ -52,10 +58,27 @@ class EpisodeFile:
                 found.append(Trajectory.model_validate_json(file.readline()))
         return found
 
+    def count(self, prefix: str) -> int:
+        """Episodes that were played to an end, with ids that begin with `prefix`."""
+        return sum(episode.startswith(prefix) for episode in self._offsets)
+
+    def broken(self, purpose: str | None = None, *, prefix: str = "") -> list[Trajectory]:
+        """Episodes that broke and were not played to an end since, without their steps."""
+        return [
+            t
+            for episode, t in self._broken.items()
+            if episode.startswith(prefix) and purpose in (None, t.purpose)
+        ]
+
     def close(self) -> None:
         self._file.close()
 
     def _note(self, trajectory: Trajectory, offset: int) -> None:
+        if trajectory.stop_reason is StopReason.ERROR:
+            if trajectory.id not in self._offsets:
+                self._broken[trajectory.id] = trajectory.model_copy(update={"steps": (), "system": ""})
+            return
+        self._broken.pop(trajectory.id, None)
         self._offsets[trajectory.id] = offset
         self._purposes[trajectory.id] = trajectory.purpose
 

@@ -16,7 +16,7 @@ from krill_tui.agent.rollout import EpisodeSpec, Rollout, conversation
 from krill_tui.config.schema import KrillConfig
 from krill_tui.engine.build import TaskPlan, demonstrator
 from krill_tui.engine.context import RunContext, make_specs, play, sync_bank_events
-from krill_tui.engine.evaluate import mean_steps, success_rates
+from krill_tui.engine.evaluate import broke, first_error, mean_steps, success_rates
 from krill_tui.engine.lint import lint, summary
 from krill_tui.engine.panel import played_digest
 from krill_tui.engine.trainer import Trainer
@@ -28,7 +28,7 @@ from krill_tui.skill import GENERAL
 from krill_tui.skills.distill import distill as distill_skills
 from krill_tui.skills.distill import why_nothing
 from krill_tui.skills.teacher import TeacherCall
-from krill_tui.trajectory import Task, Trajectory
+from krill_tui.trajectory import StopReason, Task, Trajectory
 
 DEMONSTRATION_ATTEMPTS = 3
 """Demonstrations are given up when this many times more were tried than asked for."""
@@ -69,12 +69,15 @@ async def collect(ctx: RunContext, plan: TaskPlan, policy: Policy) -> None:
         ctx,
         specs,
         policy,
+        prefix="collect-",
+        planned=count,
         temperature=ctx.config.policy.temperature,
         on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
     )
-    collected = ctx.episodes.read("collect")
-    overall, _ = success_rates(collected)
-    log.finish(f"collected {len(collected)} episodes, {overall.wins} won ({overall.rate:.0%})")
+    broken = ctx.episodes.broken("collect")
+    overall, _ = success_rates([*ctx.episodes.read("collect"), *broken])
+    lost = f"; {broke(overall, first_error(broken))}" if broken else ""
+    log.finish(f"collected {overall.episodes} episodes, {overall.wins} won ({overall.rate:.0%}){lost}")
 
 
 async def distill(ctx: RunContext, trajectories: Sequence[Trajectory]) -> None:
@@ -122,13 +125,18 @@ async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog
 
     most = max(count * DEMONSTRATION_ATTEMPTS, count + DEMONSTRATION_SPARES)
     games = plan.train(first_game, most)
+    broken: set[str] = set()
     while (missing := count - sum(t.success for t in played)) > 0:
         specs = make_specs(ctx, games, prefix="demo", purpose="demonstrate")
-        specs = _promising(specs, played)[:missing]
+        specs = _promising([s for s in specs if s.id not in broken], played)[:missing]
         if not specs:
             break
-        rollouts = await play(ctx, specs, policy, temperature=0.0, on_finished=finished)
-        played += [r.trajectory for r in rollouts]
+        rollouts = await play(
+            ctx, specs, policy, prefix="demo-", planned=count, temperature=0.0, on_finished=finished
+        )
+        trajectories = [r.trajectory for r in rollouts]
+        broken |= {t.id for t in trajectories if t.stop_reason is StopReason.ERROR}
+        played += [t for t in trajectories if t.id not in broken]
     demonstrations = chosen_demonstrations(played, count)
     if not demonstrations:
         raise UsageError("the expert won no demonstration: there is nothing to fine-tune on")
@@ -181,8 +189,10 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
     log.finish(_linted(demonstrations))
     examples = [sft_example(t, ctx.prompt_options) for t in demonstrations]
     batches = _batches(len(examples), config.batch_size, config.epochs, ctx.config.seed)
-    await trainer.load_for_sft()
     done = trainer.sft_step
+    if done < len(batches):
+        trainer.check_sft()
+    await trainer.load_for_sft()
     if done == 0:
         report = lint(demonstrations, lengths=await trainer.count_tokens(examples), context=trainer.context)
         ctx.note(f"fine-tuning data: {summary(report)}")
@@ -203,9 +213,16 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
 
 
 async def evaluate(
-    ctx: RunContext, plan: TaskPlan, policy: Policy, *, stage: ev.Stage, weights: str, with_skills: bool
+    ctx: RunContext,
+    plan: TaskPlan,
+    policy: Policy,
+    *,
+    stage: ev.Stage,
+    weights: str,
+    told: str,
+    with_skills: bool,
 ) -> None:
-    """Success on a reported split; nobody learns from it.
+    """Success on a reported split; nobody learns from it. `weights` names what is measured, `told` says it in full.
 
     With several `evaluation.seeds` each game is played once per seed: all count in the rate. A panel names its games
     and seeds itself.
@@ -237,11 +254,14 @@ async def evaluate(
         ctx,
         specs,
         policy,
+        prefix=f"{prefix}-",
+        planned=len(tasks),
         temperature=ctx.config.policy.eval_temperature,
         on_finished=lambda rollout: log.advance(detail=_told(rollout.trajectory)),
     )
     played = ctx.episodes.read("evaluate", prefix=f"{prefix}-")
-    overall, categories = success_rates(played)
+    broken = ctx.episodes.broken("evaluate", prefix=f"{prefix}-")
+    overall, categories = success_rates([*played, *broken])
     ctx.emit(
         ev.Evaluated(
             stage=stage,
@@ -254,10 +274,13 @@ async def evaluate(
             panel_digest=pinned.panel.digest if pinned else "",
             episodes=prefix,
             played=played_digest(played),
+            weights=told,
+            first_error=first_error(broken),
         )
     )
+    lost = f"; {broke(overall, first_error(broken))}" if broken else ""
     log.finish(
-        f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games"
+        f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games{lost}"
     )
 
 
@@ -289,7 +312,9 @@ def teacher_event(name: str, call: TeacherCall) -> ev.TeacherCalled:
 
 
 def _told(trajectory: Trajectory) -> str:
-    return f"{'won' if trajectory.success else trajectory.stop_reason.value}: {trajectory.task}"
+    """How it ended, and what it was about; where no world ever said that, which game it was."""
+    how = "won" if trajectory.success else trajectory.stop_reason.value
+    return f"{how}: {trajectory.task or trajectory.task_id}"
 
 
 def sft_example(trajectory: Trajectory, options: PromptOptions) -> SftExample:

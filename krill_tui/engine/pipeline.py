@@ -10,7 +10,7 @@ Where it departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from krill_tui.config.schema import KrillConfig
@@ -18,7 +18,7 @@ from krill_tui.engine import phases
 from krill_tui.engine.build import TaskPlan, build_program_policy, untold, untrained_for
 from krill_tui.engine.context import RunContext
 from krill_tui.engine.reinforce import reinforce
-from krill_tui.engine.trainer import Trainer
+from krill_tui.engine.trainer import Trainer, check_local
 from krill_tui.envs.base import notices_of
 from krill_tui.errors import UsageError
 from krill_tui.events.schema import Stage
@@ -33,6 +33,32 @@ def train_stages(config: KrillConfig) -> tuple[str, ...]:
     return TRAIN if config.sft.enabled else tuple(stage for stage in TRAIN if not stage.endswith("sft"))
 
 
+def check(config: KrillConfig, phases: Sequence[str]) -> None:
+    """Refuse, before anything is made, played or paid, what a later phase would refuse for certain.
+
+    Raises:
+        UsageError: a policy that cannot be trained, or settings of the local one that cannot work.
+    """
+    trains = [word for phase, word in _TRAINING.items() if phase in phases]
+    if config.policy.kind == "local":
+        check_local(config)
+    elif trains:
+        raise UsageError(
+            f"policy '{config.policy.kind}' cannot be {trains[0]} here",
+            hint="a local model can: --preset tiny, or set policy.kind to local and policy.model",
+        )
+
+
+_TRAINING = {
+    "train": "trained",
+    "sft": "fine-tuned",
+    "rl": "trained",
+    "evaluate-sft": "evaluated after training",
+    "evaluate-rl": "evaluated after training",
+}
+"""Phases that only a local model can do, and what they do with it."""
+
+
 class Pipeline:
     """The stages of one run."""
 
@@ -42,6 +68,20 @@ class Pipeline:
         self.trainer = Trainer(ctx)
         self._program: Policy | None = None
         """The policy where it is no local model, kept from stage to stage with what it learned of its endpoint."""
+
+    def check(self, stages: Sequence[str]) -> None:
+        """As `check`, and that there are games for all of it.
+
+        Raises:
+            UsageError: something that one of the stages needs is certain not to be there.
+        """
+        check(self.ctx.config, stages)
+        if {"collect", "sft", "rl"} & set(stages):
+            self.plan.train(0, 1)
+        if "rl" in stages:
+            self.plan.evolve(1)
+        if any(stage.startswith("evaluate") for stage in stages):
+            self.plan.evaluation(1)
 
     async def close(self) -> None:
         """Stop the worker; let go of the connections."""
@@ -65,6 +105,7 @@ class Pipeline:
             "evaluate-sft": partial(self._evaluate, "sft"),
             "evaluate-rl": partial(self._evaluate, "rl"),
         }
+        check(self.ctx.config, [stage])
         for notice in notices_of(self.ctx.source) if stage != "distill" else ():
             self.ctx.note_once(notice, "warning")
         if stage != "distill" and (warning := untrained_for(self.ctx.config)):
@@ -76,13 +117,13 @@ class Pipeline:
         await stages[stage]()
 
     async def _collect(self) -> None:
-        await phases.collect(self.ctx, self.plan, await self._policy())
+        policy, _, _ = await self._policy("base")
+        await phases.collect(self.ctx, self.plan, policy)
 
     async def _distill(self) -> None:
         await phases.distill(self.ctx, [*self.ctx.episodes.read("collect"), *self.ctx.episodes.read("")])
 
     async def _sft(self) -> None:
-        self._require_local("fine-tuned")
         mode = self.ctx.config.skill_retrieval.mode
         if mode not in ("none", "trajectories") and not self.ctx.bank.skills():
             raise UsageError(
@@ -92,30 +133,20 @@ class Pipeline:
         await phases.cold_start(self.ctx, self.plan, self.trainer)
 
     async def _rl(self) -> None:
-        self._require_local("trained")
         await reinforce(self.ctx, self.plan, self.trainer)
 
     async def _evaluate(self, stage: Stage) -> None:
-        if stage != "base" and stage != "eval":
-            self._require_local("evaluated after training")
         raw = self.ctx.config.skill_retrieval.mode == "trajectories"
         with_skills = stage != "base" and (raw or bool(self.ctx.bank.skills()))
-        policy = await self._policy()
-        weights = (
-            (self.trainer.checkpoint or "base") if self.ctx.config.policy.kind == "local" else policy.name
-        )
+        policy, weights, told = await self._policy(stage)
         await phases.evaluate(
-            self.ctx, self.plan, policy, stage=stage, weights=weights, with_skills=with_skills
+            self.ctx, self.plan, policy, stage=stage, weights=weights, told=told, with_skills=with_skills
         )
 
-    async def _policy(self) -> Policy:
+    async def _policy(self, stage: Stage) -> tuple[Policy, str, str]:
+        """Who plays a stage, the short name of its weights, and the whole one."""
         self._program = self._program or build_program_policy(self.ctx.config, self.ctx.source, self.ctx.note)
-        return self._program or await self.trainer.acting()
-
-    def _require_local(self, what: str) -> None:
-        kind = self.ctx.config.policy.kind
-        if kind != "local":
-            raise UsageError(
-                f"policy '{kind}' cannot be {what} here",
-                hint="a local model can: --preset tiny, or set policy.kind to local and policy.model",
-            )
+        if self._program is not None:
+            return self._program, self._program.name, self._program.name
+        policy, weights = await self.trainer.load_for(stage)
+        return policy, weights, self.trainer.named(weights)

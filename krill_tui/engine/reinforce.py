@@ -10,7 +10,7 @@ from krill_tui.agent.rollout import EpisodeSpec
 from krill_tui.config.schema import RlConfig
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
-from krill_tui.engine.evaluate import success_rates
+from krill_tui.engine.evaluate import first_error, success_rates
 from krill_tui.engine.phases import PhaseLog, teacher_event
 from krill_tui.engine.trainer import Trainer
 from krill_tui.events import schema as ev
@@ -60,14 +60,28 @@ async def grpo_step(
     specs = _group_specs(ctx, plan.train(first_game, groups), step)
     kept = ctx.tokens.read(name)
     owed = [spec for spec in specs if spec.id not in ctx.episodes]
-    await play(ctx, owed, policy, temperature=ctx.config.policy.temperature, keep_tokens=name)
+    await play(
+        ctx,
+        owed,
+        policy,
+        prefix="rl-",
+        planned=config.training_epochs * len(specs),
+        batch=len(specs),
+        temperature=ctx.config.policy.temperature,
+        keep_tokens=name,
+    )
     sampled = time.perf_counter() - began
     tokens = ctx.tokens.read(name) if owed or kept else {}
     played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
+    broken = ctx.episodes.broken("rl", prefix=f"rl-{step:04d}-")
+    if broken:
+        ctx.note(
+            f"step {step}: {len(broken)} of {len(specs)} episodes broke: {first_error(broken)}", "warning"
+        )
     members: list[list[Trajectory]] = []
     for group in range(groups):
         of_group = [played[s.id] for s in specs if s.group == f"{name}-g{group}" and s.id in played]
-        usable = [t for t in of_group if t.id in tokens and t.stop_reason is not StopReason.ERROR]
+        usable = [t for t in of_group if t.id in tokens]
         if len(usable) >= 2:
             members.append(usable)
     returns = [[episode_return(t, config.invalid_action_penalty) for t in group] for group in members]
@@ -76,7 +90,7 @@ async def grpo_step(
     values = await trainer.grpo(episodes, config, ctx.config.policy.temperature) if something else {}
     seconds = time.perf_counter() - began
     return (
-        step_metrics(list(played.values()), returns)
+        step_metrics(list(played.values()), returns, errors=len(broken))
         | values
         | {
             "step_time": seconds,
@@ -114,8 +128,13 @@ def episode_return(trajectory: Trajectory, penalty: float) -> float:
     return trajectory.total_reward - penalty * trajectory.invalid_actions
 
 
-def step_metrics(trajectories: Sequence[Trajectory], returns: Sequence[Sequence[float]]) -> dict[str, float]:
-    """What can be recomputed from the stored trajectories, under TRL's names where TRL has one."""
+def step_metrics(
+    trajectories: Sequence[Trajectory], returns: Sequence[Sequence[float]], errors: int = 0
+) -> dict[str, float]:
+    """What can be recomputed from the stored trajectories, under TRL's names where TRL has one.
+
+    Of those that were played to an end; `errors` is how many others broke.
+    """
     rewards = [reward for group in returns for reward in group]
     overall, categories = success_rates(trajectories)
     steps = sum(len(t.steps) for t in trajectories)
@@ -135,7 +154,7 @@ def step_metrics(trajectories: Sequence[Trajectory], returns: Sequence[Sequence[
         "completions/clipped_ratio": sum(t.stop_reason in TRUNCATED for t in trajectories) / count,
         "skills/injected_mean": sum(len(t.skills) for t in trajectories) / count,
         "skills/cited_rate": sum(bool(t.cited) for t in with_skills) / max(1, len(with_skills)),
-        "errors": sum(t.stop_reason is StopReason.ERROR for t in trajectories) / count,
+        "errors": errors / max(1, len(trajectories) + errors),
     }
 
 
@@ -147,11 +166,22 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
     tasks = plan.evolve(ctx.config.evolution.episodes)
     prefix = f"validate-{step}"
     specs = make_specs(ctx, tasks, prefix=prefix, purpose="validate")
-    await play(ctx, specs, policy, temperature=ctx.config.policy.eval_temperature)
+    await play(
+        ctx,
+        specs,
+        policy,
+        prefix=f"{prefix}-",
+        planned=len(tasks),
+        temperature=ctx.config.policy.eval_temperature,
+    )
     played = ctx.episodes.read("validate", prefix=f"{prefix}-")
-    overall, categories = success_rates(played)
-    if not any(v.step == step for v in ctx.state.validations):
-        ctx.emit(ev.Validated(step=step, overall=overall, categories=categories))
+    broken = ctx.episodes.broken("validate", prefix=f"{prefix}-")
+    overall, categories = success_rates([*played, *broken])
+    # Said before, and nothing that it owed was played since.
+    if specs or not any(v.step == step for v in ctx.state.validations):
+        ctx.emit(
+            ev.Validated(step=step, overall=overall, categories=categories, first_error=first_error(broken))
+        )
     # Of two evolutions behind the newest checkpoint both are done, when a killed run comes by again.
     if ctx.state.evolved_at < step:
         await _evolve(ctx, played, categories, step)

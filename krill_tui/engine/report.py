@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from krill_tui.engine.evaluate import broke
 from krill_tui.engine.state import EvolutionView, RunState
 from krill_tui.events.schema import Evaluated, Rate
 from krill_tui.io.files import write_atomically
@@ -11,12 +12,26 @@ from krill_tui.io.text import markdown_text, plain
 
 TEXT_SHOWN = 4000
 """Characters of a teacher's prompt or reply in a report."""
+PROGRAMS = ("expert", "random")
+"""Policies that are no model."""
 STAGES = {"base": "base", "sft": "after SFT", "rl": "after RL", "eval": "evaluation"}
 
 
 def percent(rate: Rate) -> str:
-    """A rate with its interval, e.g. `71.2 % [64.0, 77.4] of 140`."""
-    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}] of {rate.episodes}"
+    """A rate with its interval, e.g. `71.2 % [64.0, 77.4] of 140`, and how many others broke."""
+    lost = f", {rate.errors} broke" if rate.errors else ""
+    if not rate.episodes:
+        return f"none played{lost}"
+    return f"{100 * rate.rate:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}] of {rate.episodes}{lost}"
+
+
+def broken_lines(state: RunState) -> list[str]:
+    """One line for each evaluation that some episodes broke in: how many, why, and what it would be with them."""
+    return [
+        f"{title}: {broke(evaluated.overall, evaluated.first_error)}"
+        for title, evaluated in result_rows(state)
+        if evaluated.overall.errors
+    ]
 
 
 def result_rows(state: RunState) -> list[tuple[str, Evaluated]]:
@@ -81,19 +96,28 @@ def write_report(state: RunState, path: Path) -> None:
                 value = value.get(name) if isinstance(value, dict) else None
             return "?" if value is None else markdown_text(str(value))
 
-        choice = "free text" if said("policy", "constrained") == "False" else "among admissible actions"
+        choice = ", free text" if said("policy", "constrained") == "False" else ", among admissible actions"
+        kind = said("policy", "kind")
+        if kind in PROGRAMS:
+            policy = kind
+        elif kind == "openai":
+            policy = f"openai {said('model', 'policy_model_id')}{choice}"
+        else:
+            policy = f"{kind} {said('policy', 'model') or 'krill-tiny'}{choice}"
         lines += [
             f"- outcome: {state.outcome or 'running'}{': ' + markdown_text(state.message) if state.message else ''}",
             f"- world: {said('env', 'name')}/{said('env', 'backend')}, up to {said('env', 'max_steps')} steps",
             f"- games: content hash {markdown_text(state.games) or 'unknown'}",
             *(f"- {markdown_text(notice)}" for notice in state.notices),
-            f"- policy: {said('policy', 'kind')} {said('policy', 'model') or 'krill-tiny'}, {choice};"
-            f" teacher: {said('teacher', 'kind')}",
+            f"- policy: {policy}; teacher: {said('teacher', 'kind')}",
             *(f"- {markdown_text(change)}" for change in (state.worker.changes if state.worker else ())),
             f"- preset {said('preset')}, seed {said('seed')}",
             f"- episodes: {state.episodes_done}, skills in the bank: {len(state.skills)}",
-            "",
         ]
+        if state.broken:
+            first = markdown_text(next(iter(state.broken.values())))
+            lines.append(f"- {len(state.broken)} episodes broke and are owed; the first: {first}")
+        lines.append("")
     rows = result_rows(state)
     if rows:
         categories = sorted({name for _, e in rows for name in e.categories})
@@ -108,11 +132,14 @@ def write_report(state: RunState, path: Path) -> None:
             lines.append(
                 f"| {title} | {markdown_text(e.split)} | {percent(e.overall)} | {' | '.join(cells)} | {e.mean_steps:.1f} |"
             )
-        lines += [
+        notes = [
             f"- {title}: panel {markdown_text(e.panel)}, digest {e.panel_digest}; what was played: {e.played}"
             for title, e in rows
             if e.panel
         ]
+        notes += [f"- {title}: weights {markdown_text(e.weights)}" for title, e in rows if e.weights]
+        notes += [f"- {markdown_text(line)}" for line in broken_lines(state)]
+        lines += ["", *notes] if notes else []
         lines.append("")
     finished = [view for view in state.phases if view.finished]
     if finished:

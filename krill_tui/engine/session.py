@@ -30,7 +30,7 @@ from krill_tui.io.explain import explained, needs_log, write_crash_log
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
 from krill_tui.skills.retrieval import Retriever
-from krill_tui.trajectory import Trajectory
+from krill_tui.trajectory import StopReason, Trajectory
 
 if TYPE_CHECKING:
     from krill_tui.skills.formats.banks import LoadedBank
@@ -191,6 +191,7 @@ class Session:
         outcome: Outcome = "completed"
         message = ""
         try:
+            self._pipeline.check(stages)
             for stage in stages:
                 self.running = stage
                 if not (resume and self._has(stage)):
@@ -319,7 +320,7 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
 
     def read(trajectory: Trajectory) -> None:
         bank.record_outcome(trajectory)
-        if trajectory.purpose and trajectory.id not in state.finished_ids:
+        if trajectory.purpose and not state.has_heard(trajectory):
             unsaid.append(finished_event(trajectory))
 
     episodes = held.enter_context(closing(EpisodeFile(store.trajectories_file, on_read=read)))
@@ -383,13 +384,15 @@ def _import_bank(ctx: RunContext, path: Path, loaded: LoadedBank) -> None:
 
 
 def _import_trajectories(ctx: RunContext, path: Path, loaded: ConvertReport[Trajectory]) -> None:
-    new = [t for t in loaded.trajectories if t.id not in ctx.episodes]
+    whole = [t for t in loaded.trajectories if t.stop_reason is not StopReason.ERROR]
+    new = [t for t in whole if t.id not in ctx.episodes]
     for trajectory in new:
         ctx.episodes.append(trajectory.model_copy(update={"purpose": ""}))
-    known = len(loaded.trajectories) - len(new)
+    known, broken = len(whole) - len(new), len(loaded.trajectories) - len(whole)
     ctx.note(
         f"{len(new)} trajectories taken over from {path.name}"
         + (f", {known} were in the run already" if known else "")
+        + (f", {broken} that broke are left out" if broken else "")
     )
     if told := loaded.told():
         ctx.note(f"{path.name}: {told}", "warning")

@@ -12,7 +12,7 @@ from typing import Any
 
 from krill_tui.events import schema as ev
 from krill_tui.skill import Skill
-from krill_tui.trajectory import Step, StopReason
+from krill_tui.trajectory import Step, StopReason, Trajectory
 
 KEEP_FINISHED = 400
 KEEP_LOG = 2000
@@ -125,7 +125,11 @@ class RunState:
     finished: deque[EpisodeView] = field(default_factory=lambda: deque(maxlen=KEEP_FINISHED))
     """Newest last."""
     finished_ids: set[str] = field(default_factory=set)
+    """Episodes that were played to an end."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Episodes that broke, and why: they are no result, and owed."""
     episodes_done: int = 0
+    """That were played to an end."""
     wins: int = 0
     skills: dict[str, Skill] = field(default_factory=dict)
     bank_version: int = 0
@@ -152,6 +156,12 @@ class RunState:
         handler = _HANDLERS.get(event.kind)
         if handler:
             handler(self, event)
+
+    def has_heard(self, trajectory: Trajectory) -> bool:
+        """Whether the end of this episode was said, as it stands now: one that broke is said again when it was played."""
+        if trajectory.stop_reason is StopReason.ERROR:
+            return trajectory.id in self.broken or trajectory.id in self.finished_ids
+        return trajectory.id in self.finished_ids
 
     def episode(self, id_: str) -> EpisodeView | None:
         """A live episode, or a finished one that is still kept."""
@@ -241,14 +251,30 @@ def _episode_stepped(state: RunState, event: ev.EpisodeStepped) -> None:
 
 def _episode_finished(state: RunState, event: ev.EpisodeFinished) -> None:
     view = state.live.pop(event.episode, None)
-    state.finished_ids.add(event.episode)
-    state.episodes_done += 1
-    state.wins += event.success
+    if event.stop_reason is StopReason.ERROR:
+        if event.episode not in state.finished_ids:
+            state.broken[event.episode] = event.error or "no reason"
+        state.add_log("error", f"episode {event.episode} broke: {event.error or 'no reason'}", event)
+    else:
+        if state.broken.pop(event.episode, None) is not None:
+            _forget_view(state, event.episode)
+        state.finished_ids.add(event.episode)
+        state.episodes_done += 1
+        state.wins += event.success
     if view:
         view.finished = event
         state.finished.append(view)
-    if event.stop_reason is StopReason.ERROR:
-        state.add_log("error", f"episode {event.episode} ended by an error: {event.error}", event)
+
+
+def _forget_view(state: RunState, episode: str) -> None:
+    """An episode that broke was played to an end after all: it is listed once."""
+    old = next((view for view in state.finished if view.id == episode), None)
+    if old is not None:
+        state.finished.remove(old)
+
+
+def _episode_interrupted(state: RunState, event: ev.EpisodeInterrupted) -> None:
+    state.live.pop(event.episode, None)
 
 
 def _skill_added(state: RunState, event: ev.SkillAdded) -> None:
@@ -293,13 +319,15 @@ def _grpo_stepped(state: RunState, event: ev.GrpoStepped) -> None:
 
 
 def _validated(state: RunState, event: ev.Validated) -> None:
+    if state.validations and state.validations[-1].step == event.step:
+        state.validations.pop()  # said again: what it owed was played
     state.validations.append(event)
-    state.add_point("validation/success", event.step, event.overall.rate)
-    for category, rate in event.categories.items():
-        state.add_point(f"validation/{category}", event.step, rate.rate)
+    for category, rate in {"success": event.overall, **event.categories}.items():
+        if rate.episodes:
+            state.add_point(f"validation/{category}", event.step, rate.rate)
     text = f"step {event.step}: {_percent(event.overall)} on the evolve split"
     for view in state.evolutions:
-        if view.next is None and event.step > view.event.step:
+        if event.step > view.event.step and (view.next is None or view.next.step == event.step):
             view.next = event
             if view.event.accepted and (effects := view.effects()):
                 told = ", ".join(f"{c} {b.rate:.0%} → {a.rate:.0%}" for c, (b, a) in effects.items())
@@ -354,7 +382,8 @@ def _noted(state: RunState, event: ev.Noted) -> None:
 
 
 def _percent(rate: ev.Rate) -> str:
-    return f"{rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] of {rate.episodes}"
+    lost = f", {rate.errors} broke" if rate.errors else ""
+    return f"{rate.rate:.0%} [{rate.low:.0%}, {rate.high:.0%}] of {rate.episodes}{lost}"
 
 
 _HANDLERS: dict[str, Callable[[RunState, Any], None]] = {
@@ -366,6 +395,7 @@ _HANDLERS: dict[str, Callable[[RunState, Any], None]] = {
     "episode_started": _episode_started,
     "episode_stepped": _episode_stepped,
     "episode_finished": _episode_finished,
+    "episode_interrupted": _episode_interrupted,
     "teacher_called": _teacher_called,
     "skill_added": _skill_added,
     "skill_changed": _skill_changed,

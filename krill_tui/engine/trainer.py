@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from krill_tui.config.endpoints import kept_back
-from krill_tui.config.schema import PolicyConfig, RlConfig
+from krill_tui.config.schema import KrillConfig, PolicyConfig, RlConfig
 from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
 from krill_tui.errors import UsageError
@@ -62,22 +62,76 @@ class Trainer:
         """Name of the current checkpoint, e.g. `sft-32`."""
         return self._progress.get("checkpoint")
 
-    async def acting(self) -> LocalPolicy | VllmPolicy:
-        """The policy with the newest weights of the run."""
-        return await self._load(self.checkpoint)
+    def weights_of(self, stage: ev.Stage) -> str | None:
+        """Name of the checkpoint that a stage measures; None: the weights the run started from.
+
+        `base` is what the run started from, `sft` what ended its cold start, `rl` the newest of its RL, whatever came
+        after; `eval` is the newest of all.
+
+        Raises:
+            UsageError: the run has no such weights.
+        """
+        match stage:
+            case "base":
+                return None
+            case "eval":
+                return self.checkpoint
+        if f"{stage}_step" not in self._progress:
+            raise UsageError(f"this run has no weights of {stage.upper()} to measure")
+        return f"{stage}-{self._progress[f'{stage}_step']}"
+
+    async def load_for(self, stage: ev.Stage) -> tuple[LocalPolicy | VllmPolicy, str]:
+        """The policy with the weights of a stage, and their short name (`base`, `sft-32`).
+
+        Raises:
+            UsageError: they are not there (any more): no other weights are taken for them.
+        """
+        checkpoint = self.weights_of(stage)
+        policy = await self._load(checkpoint)
+        return policy, checkpoint or "base"
+
+    def named(self, weights: str) -> str:
+        """The model and what lies on it, e.g. `krill-tiny + sft-32`; `weights` as `load_for` gave it."""
+        config = self._ctx.config.policy
+        model = Path(config.model).name or "krill-tiny"
+        if weights == "base":
+            return f"{model} + {_short(config.adapter)}" if config.adapter else model
+        return f"{model} + {weights}"
 
     async def load_for_sft(self) -> LocalPolicy | VllmPolicy:
         """The weights SFT goes on from."""
-        started = self.checkpoint if self.sft_step else None
-        return await self._load(started)
+        return await self._load(f"sft-{self.sft_step}" if self.sft_step else None)
+
+    def check_sft(self) -> None:
+        """Before a step of SFT.
+
+        Raises:
+            UsageError: RL has begun in this run: what it made would no longer be what SFT ended with.
+        """
+        if "rl_step" in self._progress:
+            raise UsageError(
+                f"RL has begun in this run (rl-{self.rl_step}): fine-tuning it further would change what that came from",
+                hint="use a new run: --run NEW",
+            )
 
     async def load_for_rl(self) -> LocalPolicy | VllmPolicy:
-        """The weights GRPO goes on from; at its start the SFT adapter becomes the frozen reference."""
+        """The weights GRPO goes on from; at its start the SFT adapter becomes the frozen reference.
+
+        Raises:
+            UsageError: the run was fine-tuned after its RL: going on would mix the two.
+        """
+        begun = "rl_step" in self._progress
+        if begun and not (self.checkpoint or "").startswith("rl-"):
+            raise UsageError(
+                f"the newest weights of this run are {self.checkpoint}, made after rl-{self.rl_step}",
+                hint=f"start a new run from them: krill rl --run NEW --checkpoint"
+                f" {self._ctx.store.path / 'checkpoints' / str(self.checkpoint)}",
+            )
         if self.checkpoint is None and not self._ctx.config.policy.adapter:
             self._ctx.note("no cold start in this run: RL starts from the base model", "warning")
         policy = await self._load(self.checkpoint)
         # A checkpoint of RL holds the reference already, and is not replaced: a kill in between would lose it.
-        if not (self.checkpoint or "").startswith("rl-"):
+        if not begun:
             await self._worker().freeze_reference()
             await self.save("rl", self.rl_step)
         return policy
@@ -151,16 +205,13 @@ class Trainer:
         if folder and not any((Path(folder) / name).exists() for name in ("manifest.json", ADAPTER_CONFIG)):
             raise UsageError(
                 f"{folder}: holds no checkpoint and no LoRA adapter",
-                hint=f"a checkpoint folder of a run, or one with {ADAPTER_CONFIG} and safetensors",
+                hint="no other weights are taken in its place"
+                if checkpoint
+                else f"a checkpoint folder of a run, or one with {ADAPTER_CONFIG} and safetensors",
             )
         model = policy_model(ctx.config)
         external = config.sampler == "vllm"
-        if external and config.constrained:
-            raise UsageError(
-                "a vLLM server cannot bind replies to the admissible actions",
-                hint="set policy.constrained to false",
-            )
-        launch = _launch(config)
+        launch = check_local(ctx.config)
         ctx.note(f"loading {Path(model).name}{f' with {Path(folder).name}' if folder else ''}")
         if ctx.worker is None:
             ctx.worker = await WorkerClient.start(
@@ -242,6 +293,30 @@ class Trainer:
         )
         for old in [s for s in steps if s < step][: -(KEEP_CHECKPOINTS - 1)]:
             shutil.rmtree(folder / f"{phase}-{old}", ignore_errors=True)
+
+
+def _short(folder: str) -> str:
+    """The last two parts of an adapter's path that say something: `RUN/sft-32`."""
+    parts = [part for part in Path(folder).parts if part != "checkpoints"]
+    return "/".join(parts[-2:])
+
+
+def check_local(config: KrillConfig) -> Launch:
+    """How the worker is started for the local policy of a config.
+
+    Raises:
+        UsageError: it cannot work, whatever is played before.
+    """
+    policy = config.policy
+    policy_model(config)
+    if policy.sampler == "vllm" and policy.constrained:
+        raise UsageError(
+            "a vLLM server cannot bind replies to the admissible actions",
+            hint="set policy.constrained to false",
+        )
+    if policy.adapter and not Path(policy.adapter).is_dir():
+        raise UsageError(f"{policy.adapter}: there is no such checkpoint")
+    return _launch(policy)
 
 
 def _launch(policy: PolicyConfig) -> Launch:

@@ -25,12 +25,21 @@ class Rate(Record):
 
     wins: int
     episodes: int
+    """That were played to an end."""
     low: float
     high: float
+    errors: int = 0
+    """Episodes that broke: no result, in no rate, and owed."""
 
     @property
     def rate(self) -> float:
         return self.wins / self.episodes if self.episodes else 0.0
+
+    @property
+    def if_lost(self) -> float:
+        """What the rate would be if the episodes that broke counted as lost."""
+        asked = self.episodes + self.errors
+        return self.wins / asked if asked else 0.0
 
 
 class BaseEvent(Record):
@@ -126,6 +135,14 @@ class EpisodeFinished(BaseEvent):
     error: str | None = None
 
 
+class EpisodeInterrupted(BaseEvent):
+    """Nobody answered in the middle of an episode: it is no result, and will be played again."""
+
+    kind: Literal["episode_interrupted"] = "episode_interrupted"
+    episode: str
+    reason: str = ""
+
+
 class TeacherCalled(BaseEvent):
     kind: Literal["teacher_called"] = "teacher_called"
     teacher: str
@@ -198,6 +215,8 @@ class Validated(BaseEvent):
     step: int
     overall: Rate
     categories: dict[str, Rate]
+    first_error: str = ""
+    """Why the first of the episodes broke that did."""
 
 
 class Evaluated(BaseEvent):
@@ -217,6 +236,10 @@ class Evaluated(BaseEvent):
     """How the ids of its episodes begin."""
     played: str = ""
     """Digest of what was played (games, seeds, replies, ends): the same wherever the same was played."""
+    weights: str = ""
+    """What was measured: the model, and the checkpoint on it; or the name of the program."""
+    first_error: str = ""
+    """Why the first of the episodes broke that did."""
 
 
 class Evolved(BaseEvent):
@@ -290,6 +313,7 @@ Event = Annotated[
     | EpisodeStarted
     | EpisodeStepped
     | EpisodeFinished
+    | EpisodeInterrupted
     | TeacherCalled
     | SkillAdded
     | SkillChanged

@@ -258,9 +258,12 @@ class SkillBank:
     def record_outcome(self, trajectory: Trajectory) -> None:
         """Count a finished episode for the skills that stood in its prompt.
 
-        An episode that was cancelled or broke counts as injected, neither won nor lost.
+        One that was cancelled counts as injected, neither won nor lost; one that broke not at all: it will be played
+        again.
         """
-        judged = trajectory.stop_reason not in (StopReason.CANCELLED, StopReason.ERROR)
+        if trajectory.stop_reason is StopReason.ERROR:
+            return
+        judged = trajectory.stop_reason is not StopReason.CANCELLED
         for skill_id in trajectory.skills:
             skill = self._skills.get(skill_id)
             if skill is None:

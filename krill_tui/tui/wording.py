@@ -61,8 +61,11 @@ def number(value: float) -> str:
 
 
 def percent(rate: Rate) -> str:
-    """`71 % [59, 81]`: rate and 95 % Wilson interval."""
-    return f"{rate.rate:.0%} [{rate.low * 100:.0f}, {rate.high * 100:.0f}]".replace("%", " %")
+    """`71 % [59, 81]`: rate and 95 % Wilson interval; `‼ 3` where episodes broke."""
+    lost = f" ‼ {rate.errors}" if rate.errors else ""
+    if not rate.episodes:
+        return f"–{lost}"
+    return f"{rate.rate:.0%} [{rate.low * 100:.0f}, {rate.high * 100:.0f}]".replace("%", " %") + lost
 
 
 def bar(fraction: float, width: int) -> str:

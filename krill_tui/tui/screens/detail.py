@@ -42,7 +42,8 @@ def event_text(event: Event) -> Content:
 
 def _lines(value: object) -> list[Content]:
     if isinstance(value, Rate):
-        return [Content(f"{percent(value)}  {value.wins} of {value.episodes}")]
+        lost = f", {value.errors} broke" if value.errors else ""
+        return [Content(f"{percent(value)}  {value.wins} of {value.episodes}{lost}")]
     if isinstance(value, dict):
         return [
             Content.assemble(

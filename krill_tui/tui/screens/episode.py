@@ -12,6 +12,7 @@ from textual.widgets import Static
 
 from krill_tui.engine.state import EpisodeView
 from krill_tui.io.text import one_line, plain
+from krill_tui.trajectory import StopReason
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge
 from krill_tui.tui.screens.base import RunScreen
@@ -143,9 +144,12 @@ def _head(view: EpisodeView, index: int, following: bool) -> Content:
     place = f"step {index + 1}/{len(view.steps)} " if view.steps else "no step yet "
     end = Content("")
     if done := view.finished:
+        broke = done.stop_reason is StopReason.ERROR
+        word = "   broke" if broke else "   won" if done.success else "   lost"
+        why = one_line(done.error or "no reason") if broke else done.stop_reason.value
         end = Content.assemble(
-            ("   won" if done.success else "   lost", GOOD if done.success else BAD),
-            (f" ({done.stop_reason.value}) · return {number(done.total_reward)}", MUTED),
+            (word, WARN if broke else GOOD if done.success else BAD),
+            (f" ({why}) · return {number(done.total_reward)}", MUTED),
             (f" · {done.invalid_actions} invalid" if done.invalid_actions else "", WARN),
         )
     elif following:

@@ -11,6 +11,7 @@ from krill_tui.engine.state import RunState
 from krill_tui.errors import KrillError
 from krill_tui.io.text import one_line, plain
 from krill_tui.skill import GENERAL, Skill, SkillStatus
+from krill_tui.trajectory import StopReason
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge
 from krill_tui.tui.screens.base import KrillScreen
@@ -229,7 +230,8 @@ def tier_text(tier: str, state: RunState) -> Content:
 
 
 def _record(skill: Skill, state: RunState) -> list[Content]:
-    kept = [view for view in state.finished if skill.id in view.skills and view.finished]
+    ended = [view for view in state.finished if skill.id in view.skills and view.finished]
+    kept = [view for view in ended if view.finished and view.finished.stop_reason is not StopReason.ERROR]
     wins = sum(bool(view.success) for view in kept)
     quoted = sum(skill.id in view.finished.cited for view in kept if view.finished)
     if not kept:

@@ -60,6 +60,8 @@ class EpisodeList(SearchableList):
         if state.episodes_done:
             parts.append(f"{state.episodes_done} done")
             parts.append(f"{state.wins / state.episodes_done:.0%}".replace("%", " % ✔"))
+        if state.broken:
+            parts.append(f"{len(state.broken)} broke ‼")
         return Content.assemble("Episodes", (f" {' · '.join(parts)}" if parts else "", MUTED))
 
     def stamp(self, state: RunState) -> object:
