@@ -260,15 +260,20 @@ GOOD: dict[str, object] = {"backend": "games", "max_steps": 20}
 
 
 def dataset(folder: Path, games: int, broken: int) -> dict[str, object]:
-    """Settings that play `games` copies of one kitchen, of which the first `broken` hold no game."""
+    """Settings that play `games` copies of one kitchen, of which the first `broken` cannot be opened."""
     for n in range(games):
         place = (
             folder / f"json_2.1.1/valid_seen/pick_heat_then_place_in_recep-Mug-None-CounterTop-{n}/trial_{n}"
         )
         place.mkdir(parents=True)
-        game = write_game(place)
-        if n < broken:
-            game.write_text(("{}", "", game.read_text()[:200])[n % 3])
+        write_game(
+            place,
+            **(
+                {"pddl_problem": "(define (problem kitchen) (:init) (:goal (nonsense)))"}
+                if n < broken
+                else {}
+            ),
+        )
     return GOOD | {"data_dir": str(folder)}
 
 
