@@ -192,6 +192,7 @@ class _Found:
     ids: dict[str, Skill] = field(default_factory=dict)
 
     def refuse(self, place: str, reason: str) -> None:
+        reason = reason.removeprefix("value: ")
         self.refused.append(f"{clean_text(place, 80)}{'.' if _names_a_field(reason) else ': '}{reason}")
 
     def read(self, place: str, model: type[_Read], record: Any) -> _Read | None:
@@ -305,14 +306,17 @@ def _bounded(number: int) -> int:
     return max(-(2**53), min(number, 2**53))
 
 
-def _members(found: _Found, data: dict[str, Any], key: str) -> Iterable[tuple[str, Any]]:
+def _members(
+    found: _Found, data: dict[str, Any], key: str, parent: str = ""
+) -> Iterable[tuple[str, Any]]:
     """(place, record) of a list of the file; anything else under its key is noted."""
     members = data.get(key)
+    place = f"{parent}{key}"
     if isinstance(members, list):
-        return [(f"{key}.{number}", record) for number, record in enumerate(members)]
+        return [(f"{place}.{number}", record) for number, record in enumerate(members)]
     if members is not None:
         found.records += 1
-        found.refuse(key, "it is no list")
+        found.refuse(place, "it is no list")
     return []
 
 
@@ -325,7 +329,7 @@ def _tiered(found: _Found, data: dict[str, Any], key: str) -> Iterable[tuple[str
             found.refuse(key, "it is no object of lists")
         return []
     return [
-        (f"{key}.{place}", tier, record) for tier in tiers for place, record in _members(found, tiers, tier)
+        (place, tier, record) for tier in tiers for place, record in _members(found, tiers, tier, f"{key}.")
     ]
 
 

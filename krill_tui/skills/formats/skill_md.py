@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from krill_tui.errors import DataError
+from krill_tui.errors import DataError, UsageError
 from krill_tui.io.files import read_text, write_output
 from krill_tui.io.json_text import NotJson, loads
 from krill_tui.io.text import clean_text
@@ -46,11 +46,13 @@ def read_skill_files(path: Path) -> Iterator[tuple[str, Item | str]]:
 
 
 def write_skill_files(folder: Path, skills: Sequence[Skill]) -> None:
-    """A folder with a folder for each skill, named by its id, and in that a SKILL.md; other files stay as they are.
+    """A new or empty folder with a folder for each skill, named by its id, and in that a SKILL.md.
 
     Raises:
-        DataError, UsageError: a file cannot be written.
+        DataError, UsageError: there is something in it, or a file cannot be written.
     """
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise UsageError(f"{folder}: is not empty", hint="name a folder that is new or empty")
     taken: set[str] = set()
     for skill in skills:
         name = _folder_name(skill, taken)
