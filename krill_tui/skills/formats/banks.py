@@ -306,9 +306,7 @@ def _bounded(number: int) -> int:
     return max(-(2**53), min(number, 2**53))
 
 
-def _members(
-    found: _Found, data: dict[str, Any], key: str, parent: str = ""
-) -> Iterable[tuple[str, Any]]:
+def _members(found: _Found, data: dict[str, Any], key: str, parent: str = "") -> Iterable[tuple[str, Any]]:
     """(place, record) of a list of the file; anything else under its key is noted."""
     members = data.get(key)
     place = f"{parent}{key}"
