@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
 from krill_tui.trajectory import Record
 
@@ -65,9 +65,9 @@ class Skill(Record):
     status: SkillStatus = SkillStatus.ACTIVE
     origin: SkillOrigin = Field(default_factory=SkillOrigin)
     stats: SkillStats = Field(default_factory=SkillStats)
-    created: float = 0.0
+    created: FiniteFloat = 0.0
     """Unix seconds."""
-    updated: float = 0.0
+    updated: FiniteFloat = 0.0
     version: int = 1
 
     @model_serializer(mode="wrap")

@@ -169,6 +169,18 @@ def test_an_id_that_stands_twice_in_a_run_s_own_bank_is_refused(tmp_path: Path) 
         SkillBank.open(path)
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_none_is_none_as_a_text_too(tmp_path: Path, number: str) -> None:
+    skills = [Skill(id=name, name="a", principle=name).model_dump(mode="json") for name in "ab"]
+    bank = load(tmp_path / "b.json", json.dumps([{**skills[0], "created": number}, skills[1]]))
+    assert [skill.id for skill in bank.skills] == ["b"] and "finite" in bank.refused[0]
+    ours = [episode(name).model_dump(mode="json") for name in "ab"]
+    (tmp_path / "t.json").write_text(json.dumps([{**ours[0], "total_reward": number}, ours[1]]))
+    report = read_trajectories(tmp_path / "t.json")
+    assert [t.id for t in report.trajectories] == ["b"]
+    assert report.refused == ((0, "its total reward is no number"),)
+
+
 # Trajectories
 
 

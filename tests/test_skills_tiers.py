@@ -221,3 +221,18 @@ def test_a_distillation_that_learns_nothing_says_why(here: Path, capfd: pytest.C
     assert (
         "no skill was distilled: 1 episodes hold no steps; the other 1 do not show" in capfd.readouterr().out
     )
+
+
+def test_the_app_marks_a_tier_that_no_task_has() -> None:
+    from krill_tui.engine.state import RunState
+    from krill_tui.tui.widgets.skill_tree import SkillTree
+
+    state = RunState()
+    state.config = {"env": {"name": "alfworld", "backend": "builtin"}}
+    for number, tier in enumerate((GENERAL, "Heat", "apparel")):
+        state.skills[f"s{number}"] = Skill(id=f"s{number}", name="a", principle="b", tier=tier)
+    tree = SkillTree()
+    lines = [tree.line(row, 60).plain for row in tree.make_rows(state) if row.key.startswith("tier:")]
+    assert lines == ["▾ general 1", "▾ Heat 1", "▾ apparel 1 no task has it"]
+    state.config = {"env": {"name": "alfworld", "backend": "http"}}
+    assert "no task" not in "".join(tree.line(row, 60).plain for row in tree.make_rows(state))

@@ -17,7 +17,14 @@ from krill_tui.skills.formats.agentgym import from_agentgym
 from krill_tui.skills.formats.conversations import TURNS
 from krill_tui.skills.formats.eto import from_eto, from_messages
 from krill_tui.skills.formats.memories import from_memory
-from krill_tui.skills.formats.records import ConvertReport, Refused, convert_each, read_records, validated
+from krill_tui.skills.formats.records import (
+    ConvertReport,
+    Refused,
+    convert_each,
+    finite,
+    read_records,
+    validated,
+)
 from krill_tui.skills.formats.rust import from_rust, to_rust
 from krill_tui.trajectory import Trajectory
 
@@ -154,7 +161,12 @@ def _save(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _from_krill(record: Any) -> Trajectory:
-    return validated(Trajectory, record)
+    trajectory = validated(Trajectory, record)
+    finite(trajectory.total_reward, "total reward")
+    for step in trajectory.steps:
+        finite(step.reward, "reward")
+        finite(step.latency, "latency")
+    return trajectory
 
 
 def _id(trajectory: Trajectory) -> str:

@@ -7,9 +7,10 @@ from textual.content import Content
 from krill_tui.engine.state import RunState
 from krill_tui.io.text import one_line
 from krill_tui.skill import GENERAL, Skill, SkillStatus
+from krill_tui.skills.tiers import categories_of, reach
 from krill_tui.tui.widgets.line_list import Row
 from krill_tui.tui.widgets.pane import SearchableList
-from krill_tui.tui.wording import GOOD, KEY, MUTED, STATUS_MARKS
+from krill_tui.tui.wording import GOOD, KEY, MUTED, STATUS_MARKS, WARN
 
 TIER = "tier:"
 
@@ -48,7 +49,9 @@ class SkillTree(SearchableList):
         rows: list[Row] = []
         for tier in sorted(tiers, key=lambda name: (name != GENERAL, name)):
             shut = tier in self._shut and not self.query_text
-            rows.append(Row(TIER + tier, (tier, len(tiers[tier]), shut)))
+            rows.append(
+                Row(TIER + tier, (tier, len(tiers[tier]), shut, _is_unreached(tiers[tier][0], state)))
+            )
             if not shut:
                 rows += [Row(skill.id, skill) for skill in tiers[tier]]
         return rows
@@ -66,8 +69,13 @@ class SkillTree(SearchableList):
 
     def line(self, row: Row, width: int) -> Content:
         if not isinstance(row.data, Skill):
-            tier, count, shut = row.data
-            return Content.assemble(("▸ " if shut else "▾ "), (one_line(tier), "bold"), (f" {count}", MUTED))
+            tier, count, shut, unreached = row.data
+            return Content.assemble(
+                ("▸ " if shut else "▾ "),
+                (one_line(tier), "bold"),
+                (f" {count}", MUTED),
+                (" no task has it" if unreached else "", WARN),
+            )
         skill = row.data
         active = skill.status is SkillStatus.ACTIVE
         head = Content.assemble(
@@ -89,3 +97,13 @@ class SkillTree(SearchableList):
         self._shut ^= {row.key.removeprefix(TIER)}
         self.draw(state)
         return True
+
+
+def _is_unreached(skill: Skill, state: RunState) -> bool:
+    """Whether no task of the run's world can have this tier; a server may have categories that nobody knows."""
+    world = state.config.get("env")
+    if not isinstance(world, dict) or world.get("backend") == "http" or world.get("webshop_data"):
+        return False
+    env = str(world.get("name", ""))
+    in_use = skill.model_copy(update={"status": SkillStatus.ACTIVE})
+    return bool(env) and bool(reach([in_use], env, categories_of(env)).never)
