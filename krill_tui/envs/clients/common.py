@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from krill_tui.envs.alfworld import text
 from krill_tui.envs.base import StepResult
 from krill_tui.envs.clients.calls import ServerCalls, ServerRefused
-from krill_tui.envs.limits import LONGEST_DESCRIPTION, admitted, admitted_task
+from krill_tui.envs.limits import LONGEST_DESCRIPTION, SERVER, admitted, admitted_task
 from krill_tui.envs.webshop.reading import read_page
 from krill_tui.envs.webshop.session import parse_action
 from krill_tui.errors import EnvironmentFailure
@@ -53,7 +53,7 @@ class RemoteEnvironment:
 
     def _admitted(self, result: StepResult) -> StepResult:
         try:
-            return admitted(result)
+            return admitted(result, SERVER)
         except EnvironmentFailure as error:
             raise EnvironmentFailure(f"{self._calls.url}: {error}") from None
 

@@ -26,6 +26,8 @@ class Piece:
     text: str = ""
     """Name of the tag, in lower case, or the text itself with its character references resolved."""
     attributes: dict[str, str] = field(default_factory=dict)
+    closed: bool = False
+    """A start that is its own end: `<div/>`, as the original's reader takes it."""
 
 
 def scan(html: str) -> Iterator[Piece]:
@@ -49,7 +51,9 @@ def scan(html: str) -> Iterator[Piece]:
         text = []
         yield piece
         position = end
-        if piece.kind == "start" and piece.text in _RAW:
+        if piece.closed:
+            yield Piece("end", piece.text)
+        elif piece.kind == "start" and piece.text in _RAW:
             closing = _RAW[piece.text].search(html, position)
             raw_end = closing.start() if closing else len(html)
             if raw_end > position:
@@ -65,7 +69,7 @@ def _markup(html: str, start: int) -> tuple[Piece | None, int]:
     What never ends takes the rest of the page with it: (None, length of the page).
     """
     if html.startswith("<!--", start):
-        return _until(html, "-->", start + 4)
+        return _until(html, "-->", start + 2)  # `<!-->` is a whole comment
     if html.startswith(("<!", "<?"), start):
         return _until(html, ">", start + 2)
     if html.startswith("</", start):
@@ -92,10 +96,10 @@ def _start_tag(html: str, name: re.Match[str]) -> tuple[Piece | None, int]:
                 value = value[1:-1]
             elif not value and html[position : position + 1] in ("'", '"'):
                 return None, len(html)  # a quoted value that never ends
-            attributes.setdefault(match[1].lower(), unescape(value))
+            attributes[match[1].lower()] = unescape(value)
         if position >= len(html):
             return None, len(html)
-    return Piece("start", name[0].lower(), attributes), end.end()
+    return Piece("start", name[0].lower(), attributes, closed=end[0].endswith("/>")), end.end()
 
 
 def _until(html: str, closing: str, position: int) -> tuple[Piece | None, int]:
