@@ -127,7 +127,7 @@ def rl(
 ) -> None:
     """Phase 4: GRPO, with validations and the evolution of the bank."""
     if options.run is None and checkpoint is None:
-        checkpoint = _newest_cold_start()
+        checkpoint = _newest_cold_start(options)
     typed = {"rl": given(training_epochs=steps), "policy": given(adapter=_folder(checkpoint))}
     _start(options, ["rl"], typed, bank=(skill_bank, DEFAULT_BANK), finish=_print_checkpoint)
 
@@ -321,17 +321,16 @@ def _folder(checkpoint: Path | None) -> str | None:
     return str(checkpoint.resolve()) if checkpoint else None
 
 
-def _newest_cold_start() -> Path | None:
-    """The SFT checkpoint of the newest run that has one: what `krill sft` just made."""
-    from krill_tui.engine.run_store import existing_run, list_runs
+def _newest_cold_start(options: Options) -> Path | None:
+    """What ended the cold start of the newest run of this world and model: what `krill sft` just made."""
+    from krill_tui.engine.run_store import ended_cold_start, existing_run, list_runs
 
+    config = resolve_config(options)
     for name in list_runs():
-        found = sorted(
-            existing_run(name).glob("checkpoints/sft-*/manifest.json"), key=lambda p: p.stat().st_mtime
-        )
-        if found:
-            say(f"starting from {found[-1].parent}")
-            return found[-1].parent
+        folder = ended_cold_start(existing_run(name), config)
+        if folder is not None:
+            say(f"starting from {folder}")
+            return folder
     return None
 
 
@@ -358,9 +357,8 @@ def _print_results(session: Session) -> None:
 
 
 def _print_checkpoint(session: Session) -> None:
-    folders = sorted((session.store.path / "checkpoints").iterdir(), key=lambda p: p.stat().st_mtime)
-    if folders:
-        show(f"checkpoint: {folders[-1]}")
+    if session.checkpoint:
+        show(f"checkpoint: {session.checkpoint}")
     show(f"skills: {session.store.bank_file}")
 
 

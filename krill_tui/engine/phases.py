@@ -206,7 +206,7 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
         metrics = await trainer.sft([examples[i] for i in batch], rate, number)
         ctx.emit(ev.SftStepped(step=number, total=len(batches), metrics=metrics))
         if number % config.checkpoint_interval == 0 or number == len(batches):
-            await trainer.save("sft", number)
+            await trainer.save("sft", number, total=len(batches))
         log.advance(detail=f"loss {metrics.get('loss', float('nan')):.3f}")
     loss = f", loss {metrics['loss']:.3f}" if "loss" in metrics else ""
     log.finish(f"fine-tuned on {len(examples)} demonstrations in {len(batches)} steps{loss}")

@@ -26,7 +26,7 @@ from krill_tui import paths
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, StorageError, UsageError
-from krill_tui.io.files import remove_unfinished, write_atomically
+from krill_tui.io.files import read_json, remove_unfinished, write_atomically
 from krill_tui.io.json_text import loads_leniently
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -80,6 +80,22 @@ def _run_folders() -> list[Path]:
                 if journal.is_file():
                     found.append((journal.stat().st_mtime, path))
     return [path for _, path in sorted(found, key=lambda item: item[0], reverse=True)]
+
+
+def ended_cold_start(path: Path, config: KrillConfig) -> Path | None:
+    """The checkpoint that ended the cold start of a run, where its world and model are those of `config`."""
+    try:
+        progress, other = read_json(path / "progress.json"), read_json(path / "config.json")
+        step = int(progress.get("sft_step", 0))
+        ended = 0 < step >= int(progress.get("sft_total", step))
+        policy = config.policy
+        same = (other["env"]["name"], other["policy"]["model"]) == (config.env.name, policy.model)
+        rank = (other["policy"]["lora_rank"], other["policy"]["lora_alpha"])
+    except (DataError, StorageError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    folder = path / "checkpoints" / f"sft-{step}"
+    fits = ended and same and rank == (policy.lora_rank, policy.lora_alpha)
+    return folder if fits and (folder / "manifest.json").exists() else None
 
 
 def has_writer(path: Path) -> bool:

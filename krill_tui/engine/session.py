@@ -115,6 +115,12 @@ class Session:
         return self._ctx.config
 
     @property
+    def checkpoint(self) -> Path | None:
+        """Folder of the newest weights of the run; None where it has trained nothing."""
+        name = self._pipeline.trainer.checkpoint
+        return self.store.path / "checkpoints" / name if name else None
+
+    @property
     def episodes(self) -> EpisodeFile:
         """The finished episodes of the run."""
         return self._ctx.episodes
@@ -191,7 +197,7 @@ class Session:
         outcome: Outcome = "completed"
         message = ""
         try:
-            self._pipeline.check(stages)
+            self._pipeline.check([stage for stage in stages if not (resume and self._has(stage))])
             for stage in stages:
                 self.running = stage
                 if not (resume and self._has(stage)):
@@ -248,9 +254,10 @@ class Session:
                     v.phase == "rl" for v in phases
                 )
             case _:
-                return (
-                    "eval" if stage == "evaluate" else stage.removeprefix("evaluate-")
-                ) in state.evaluations
+                measured: ev.Stage = "eval" if stage == "evaluate" else stage.removeprefix("evaluate-")  # pyright: ignore[reportAssignmentType]
+                said = state.evaluations.get(measured)
+                owed = any(episode.startswith(f"evaluate-{measured}-") for episode in state.broken)
+                return said is not None and not owed and self._pipeline.trainer.still_holds(said)
 
     # Curation by hand
 

@@ -53,6 +53,11 @@ class Trainer:
         return int(self._progress.get("sft_step", 0))
 
     @property
+    def sft_total(self) -> int:
+        """Steps that SFT ends with; what `sft_step` says where a run does not know."""
+        return int(self._progress.get("sft_total", self.sft_step))
+
+    @property
     def rl_step(self) -> int:
         """GRPO steps that a checkpoint holds."""
         return int(self._progress.get("rl_step", 0))
@@ -75,10 +80,21 @@ class Trainer:
             case "base":
                 return None
             case "eval":
-                return self.checkpoint
+                return None if self._measures_others() else self.checkpoint
         if f"{stage}_step" not in self._progress:
             raise UsageError(f"this run has no weights of {stage.upper()} to measure")
+        if stage == "sft" and self.sft_step < self.sft_total:
+            raise UsageError(
+                f"the cold start was broken off at step {self.sft_step} of {self.sft_total}",
+                hint="krill sft --run goes on with it",
+            )
         return f"{stage}-{self._progress[f'{stage}_step']}"
+
+    def _measures_others(self) -> bool:
+        """Whether this session measures a model or a checkpoint that is not the run's own (`eval --checkpoint`)."""
+        asked, stored = self._ctx.config.policy, self._ctx.store.load_config()
+        own = stored.policy if stored else asked
+        return (asked.model, asked.adapter) != (own.model, own.adapter)
 
     async def load_for(self, stage: ev.Stage) -> tuple[LocalPolicy | VllmPolicy, str]:
         """The policy with the weights of a stage, and their short name (`base`, `sft-32`).
@@ -97,6 +113,15 @@ class Trainer:
         if weights == "base":
             return f"{model} + {_short(config.adapter)}" if config.adapter else model
         return f"{model} + {weights}"
+
+    def still_holds(self, said: ev.Evaluated) -> bool:
+        """Whether an evaluation is of the weights that its stage has now (more RL makes others)."""
+        if self._ctx.config.policy.kind != "local" or not said.weights:
+            return True
+        try:
+            return said.weights == self.named(self.weights_of(said.stage) or "base")
+        except UsageError:
+            return False
 
     async def load_for_sft(self) -> LocalPolicy | VllmPolicy:
         """The weights SFT goes on from."""
@@ -129,6 +154,11 @@ class Trainer:
             )
         if self.checkpoint is None and not self._ctx.config.policy.adapter:
             self._ctx.note("no cold start in this run: RL starts from the base model", "warning")
+        if not begun and self.sft_step < self.sft_total:
+            self._ctx.note(
+                f"the cold start was broken off at step {self.sft_step} of {self.sft_total}: RL starts from there",
+                "warning",
+            )
         policy = await self._load(self.checkpoint)
         # A checkpoint of RL holds the reference already, and is not replaced: a kill in between would lose it.
         if not begun:
@@ -168,12 +198,14 @@ class Trainer:
         )
         return self._taken(reply)
 
-    async def save(self, phase: ev.Phase, step: int) -> None:
-        """Write a checkpoint and make it the current one."""
+    async def save(self, phase: ev.Phase, step: int, *, total: int = 0) -> None:
+        """Write a checkpoint and make it the current one; `total`: of the phase's steps, where its end is known."""
         name = f"{phase}-{step}"
         path = self._ctx.store.checkpoint_dir(phase, step)
         await self._worker().save(str(path))
         self._progress |= {"checkpoint": name, f"{phase}_step": step}
+        if total:
+            self._progress[f"{phase}_total"] = total
         self._ctx.store.save_progress(self._progress)
         self._loaded = name
         self._ctx.emit(ev.CheckpointSaved(phase=phase, step=step, path=f"checkpoints/{name}"))
