@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from krill_tui.errors import DataError
 from krill_tui.skill import GENERAL, Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
 from krill_tui.skills.bank import SkillBank, copy_into
-from krill_tui.skills.formats.bank_writers import write_json, write_markdown, write_rust
+from krill_tui.skills.formats.bank_writers import WRITERS, export_bank, write_json, write_markdown, write_rust
 from krill_tui.skills.formats.banks import inspect_bank, load_bank
 
 RUST = {
@@ -216,6 +216,10 @@ KEYS = st.sampled_from(
         "Heat",
         "tier",
         "status",
+        "memory_items",
+        "content",
+        "also",
+        "created",
     ]
 )
 LEAVES = (
@@ -224,11 +228,23 @@ LEAVES = (
     | st.integers()
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["2025-06-15", "\ud800"])
+    | st.sampled_from(["2025-06-15", "\ud800", "NaN", "\u202e a \u200b b"])
 )
 VALUES = st.recursive(
     LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=4), max_leaves=12
 )
+
+
+def texts(skill: Skill) -> tuple[object, ...]:
+    return (
+        skill.name,
+        skill.principle,
+        skill.when_to_apply,
+        skill.tier,
+        skill.also,
+        skill.kind,
+        skill.status,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -243,8 +259,13 @@ def test_no_json_makes_the_reader_fail_otherwise(
     except DataError as error:
         assert "\n" not in str(error)
     else:
-        for writer in (write_rust, write_json, write_markdown):
-            writer(path.with_suffix(".out"), facts.skills)
+        for number, name in enumerate(WRITERS):
+            if name == "skill-md":
+                continue  # a folder of files: tests/test_formats_advice.py
+            out = path.with_suffix(f".out{number}")
+            export_bank(out, facts, name)
+            if name in ("krill", "json"):
+                assert [texts(skill) for skill in load_bank(out).skills] == [texts(s) for s in facts.skills]
 
 
 def test_the_real_banks_are_read_right(shared_dir: Path) -> None:

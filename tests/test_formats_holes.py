@@ -28,7 +28,7 @@ NO_SKILLS: list[Any] = [
     {},
     {"name": "x"},
     {"name": "x", "principle": 5},
-    {"name": "x", "principle": " \u202e "},
+    {"name": "x", "principle": "\u202e \u202e"},
     {"name": "x", "principle": "y", "extra": float("nan")},
     {"name": "x", "principle": "y", "kind": "spell"},
     {"title": "x", "content": ""},

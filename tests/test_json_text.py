@@ -16,6 +16,7 @@ from krill_tui.config.load import load_config
 from krill_tui.errors import DataError, KrillError, UsageError
 from krill_tui.io.files import read_json
 from krill_tui.io.json_text import DEEPEST, NotJson, loads, loads_leniently, problem
+from krill_tui.io.text import clean_text
 from krill_tui.skills.loose_json import loose_values
 from krill_tui.skills.replies import UnreadableReply, parse_reply
 
@@ -142,3 +143,9 @@ def test_time_and_levels_of_a_reply_are_bounded(part: str) -> None:
         except UnreadableReply as error:
             assert "\n" not in str(error)
         assert process_time() - started < 0.5
+
+
+@given(st.text(alphabet="ab \t\n\u202e\u200b\u200d\ud800\U000e0041é\x00\x85", max_size=12))
+def test_text_that_was_cleaned_is_clean_for_good(text: str) -> None:
+    once = clean_text(text)
+    assert clean_text(once) == once == once.strip() and "  " not in once

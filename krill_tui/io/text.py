@@ -46,7 +46,10 @@ def clean_text(text: str, limit: int = 2000) -> str:
     Skills come from models and files: a control character could move a terminal's cursor, a line
     break could forge a second skill in a prompt.
     """
-    line = _UNSTORED.sub("", " ".join(text.split()))
+    line = " ".join(text.split())
+    if not line.isascii() or not line.isprintable():
+        # Blanks that stood around what is taken out are one blank: cleaned text is clean for good.
+        line = " ".join(_UNSTORED.sub("", line).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
