@@ -142,6 +142,7 @@ def test_skills_that_no_task_can_have_are_counted_by_tier() -> None:
     assert told == (
         "3 of 5 skills can never be in a prompt: tiers comparison, apparel match no category of this world"
     )
+    assert reach(skills, "alfworld", ("Heat",)).told(server=True).endswith(", unless its server has them")
     shop = reach(skills, "webshop", categories_of("webshop"))
     assert (shop.never, shop.by_name) == ({"Heat": 1, "comparison": 2}, {})
     own = [skills[4].model_copy(update={"tier": "kitchen tools"})]

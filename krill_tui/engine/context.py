@@ -131,8 +131,8 @@ class RunContext:
     def note_unreached_skills(self) -> None:
         """Say once which skills of the bank no task of this world can have in its prompt."""
         if self.config.skill_retrieval.mode not in ("none", "trajectories"):
-            told = reach(self.bank.skills(), self.config.env.name, build.known_categories(self.source)).told()
-            if told:
+            reached = reach(self.bank.skills(), self.config.env.name, build.known_categories(self.source))
+            if told := reached.told(server=self.source.backend == "http"):
                 self.note_once(told, "warning")
 
     def note_skills_below_threshold(self) -> None:

@@ -254,13 +254,14 @@ class Reach:
     by_name: Mapping[str, int]
     """Tier -> skills of tiers that are no category, and reach only tasks whose words name the tier."""
 
-    def told(self) -> str:
-        """One line for people; empty where every skill can be in a prompt."""
+    def told(self, *, server: bool = False) -> str:
+        """One line for people; empty where every skill can be in a prompt. A `server` may have other categories."""
         said = []
         if self.never:
             said.append(
                 f"{sum(self.never.values())} of {self.skills} skills can never be in a prompt:"
                 f" {_tiers(self.never)} match{'es' if len(self.never) == 1 else ''} no category of this world"
+                + (", unless its server has them" if server else "")
             )
         if self.by_name:
             said.append(
