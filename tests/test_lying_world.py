@@ -54,3 +54,6 @@ async def test_an_outage_is_told_from_a_broken_game(fault: str, kind: str) -> No
         kind == "unreachable",
         kind == "permanent",
     )
+    # Whoever waits for the server says it again in other words.
+    again = type(caught.value)("given up", hint="why", unreachable=True)
+    assert again.hint == "why"

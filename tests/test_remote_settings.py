@@ -87,10 +87,15 @@ async def test_calls_that_were_given_up_do_not_pile_up_in_the_server() -> None:
     household = OneAtATime(0.0, 0.35)
     async with serving(household) as url:
         source = configured(url=url, protocol="agentgym", timeout=0.2, concurrency=4)
-        rollouts = await collected(source, 4, concurrency=4)
+        environments = [source.open(task) for task in source.tasks("test", 4)]
+        faults = await asyncio.gather(*(env.reset() for env in environments), return_exceptions=True)
+        for environment in environments:
+            await environment.close()
         assert household.most == 1
-    errors = [rollout.trajectory.error or "" for rollout in rollouts]
-    assert all("/reset: no answer within 0.2 s" in error and "env.timeout" in error for error in errors)
+    assert all(isinstance(fault, EnvironmentFailure) for fault in faults)
+    assert all(
+        "/reset: no answer within 0.2 s" in str(fault) and "env.timeout" in str(fault) for fault in faults
+    )
 
 
 def test_what_suits_a_protocol_is_the_default() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from krill_tui.envs.base import StepResult
 from krill_tui.errors import EnvironmentFailure
-from krill_tui.io.text import clean_text, cut_middle, storable
+from krill_tui.io.text import clean_text, cut_middle, one_line, storable
 from krill_tui.trajectory import Task
 
 
@@ -60,7 +60,7 @@ def admitted_task(task: Task) -> Task:
         description = description[:LONGEST_DESCRIPTION]
     category = task.category
     if len(category) > LONGEST_CATEGORY or not (category.isascii() and category.isprintable()):
-        category = clean_text(category, LONGEST_CATEGORY)
+        category = clean_text(one_line(category), LONGEST_CATEGORY)
     if description == task.description and category == task.category:
         return task
     return task.model_copy(update={"description": description, "category": category})

@@ -34,10 +34,13 @@ _T = TypeVar("_T")
 class ServerRefused(EnvironmentFailure):
     """The server answered that it cannot do this: by its status, or in a way of the protocol's own."""
 
-    def __init__(self, message: str, status: int = 200) -> None:
-        unreachable, permanent = status in _OUT_OF_ORDER, status in _REFUSED
-        super().__init__(message, unreachable=unreachable, permanent=permanent)
-        self.status = status
+    status = 200
+
+
+def _refused(message: str, status: int) -> ServerRefused:
+    error = ServerRefused(message, unreachable=status in _OUT_OF_ORDER, permanent=status in _REFUSED)
+    error.status = status
+    return error
 
 
 class CallSlots:
@@ -224,7 +227,7 @@ def _must_be_fine(where: str, response: httpx.Response, data: bytes) -> None:
         return
     said = server_words(data, response.headers.get("content-type", ""))
     message = f"{where[:200]}: the server answered {response.status_code}"
-    raise ServerRefused(f"{message}: {said}" if said else message, response.status_code)
+    raise _refused(f"{message}: {said}" if said else message, response.status_code)
 
 
 def _no_connection(where: str, reason: str) -> EnvironmentFailure:
