@@ -19,10 +19,18 @@ from krill_tui.envs.webshop.expert import WebshopExpert
 from krill_tui.envs.webshop.reading import coverage, read_page, read_wish
 from krill_tui.envs.webshop.session import parse_action
 from krill_tui.errors import DataError
+from krill_tui.io.secrets import masked
+from krill_tui.io.text import clean_text, markdown_text, one_line, plain
+from krill_tui.models.chat_answer import with_think_tags
 from krill_tui.skills.formats import conversations
+from krill_tui.skills.formats.memory_items import memory_items
 from krill_tui.skills.formats.records import Refused
+from krill_tui.skills.formats.skill_md import parse_skill_file
 from krill_tui.skills.plays import faults, moments, sightings
 from krill_tui.skills.purchases import purchase
+from krill_tui.skills.replies import UnreadableReply
+from krill_tui.skills.replies import parse_reply as parse_taught
+from krill_tui.skills.tiers import household_category, known_tier, shopping_category
 from krill_tui.trajectory import Step, StopReason, Task, Trajectory
 
 LENGTH = 60_000
@@ -91,6 +99,18 @@ READERS: dict[str, Callable[[str], object]] = {
     "conversation": lambda text: conversations.read_steps([("human", text), ("gpt", text), ("human", text)]),
     "conversation's task": lambda text: conversations.read_task(f"[SEP]{text}", False),
     "conversation's reward": lambda text: conversations.read_reward(None, text),
+    "endpoint's reply": with_think_tags,
+    "teacher's reply": parse_taught,
+    "SKILL.md": parse_skill_file,
+    "memory": memory_items,
+    "categories": lambda text: (household_category(text, text), shopping_category(text), known_tier(text)),
+    "terminal": lambda text: (
+        plain(text),
+        one_line(text),
+        markdown_text(text),
+        clean_text(text),
+        masked(text),
+    ),
     "grammar": compile_grammar.__wrapped__,
     "grammar's task": split_task,
     "condition": parse_query,
@@ -110,11 +130,11 @@ BEFORE = ("", "Your score (min 0.0, max 1.0)", "Instruction: ", 'action a {templ
 def test_a_long_text_of_any_kind_is_read_at_once(name: str) -> None:
     def seconds(text: str) -> float:
         began = time.process_time()
-        with contextlib.suppress(DataError, Refused):
+        with contextlib.suppress(DataError, Refused, UnreadableReply):
             READERS[name](text)
         return time.process_time() - began
 
-    for before in BEFORE[:1] if name == "query" else BEFORE:
+    for before in BEFORE[:1] if name in ("query", "terminal") else BEFORE:
         for piece in PIECES:
             text = before + piece * (LENGTH // len(piece)) + "\x00"
             assert seconds(text) < SECONDS or seconds(text) < SECONDS, (before, piece)
