@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from krill_tui.config.endpoints import API_KEY_FIELDS
 from krill_tui.config.load import load_config, merge, public_dict
@@ -198,3 +199,26 @@ def test_scaling_of_rewards_is_a_name_or_the_old_yes_and_no(given: bool | str, m
 def test_another_scaling_of_rewards_is_refused_by_name() -> None:
     assert "scale_rewards" in message_of(None, overrides={"rl": {"scale_rewards": "global"}})
     assert "scale_rewards" in message_of(None, overrides={"rl": {"scale_rewards": 1}})
+
+
+def test_every_number_has_an_end_and_what_is_far_beyond_is_one_line() -> None:
+    """A count of a million millions is refused; nothing begins to make a list of it."""
+    sections: list[tuple[str, type[BaseModel]]] = [("", KrillConfig)]
+    numbers = 0
+    while sections:
+        prefix, section = sections.pop()
+        for name, info in section.model_fields.items():
+            if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+                sections.append((f"{name}.", info.annotation))
+                continue
+            if info.annotation not in (int, float, int | None, float | None):
+                continue
+            numbers += 1
+            bounded = any(hasattr(limit, "le") or hasattr(limit, "lt") for limit in info.metadata)
+            assert bounded, f"{prefix}{name} has no upper end"
+            section_name = prefix.removesuffix(".")
+            beyond: dict[str, object] = {name: 10**30}
+            with pytest.raises(ConfigError, match=f"{prefix}{name}: input should be less than"):
+                load_config(overrides={section_name: beyond} if prefix else beyond, environ={})
+    assert numbers > 40
+    assert load_config(overrides={"seed": 2**63 - 1}, environ={}).seed == 2**63 - 1

@@ -38,7 +38,9 @@ def ablate(
     conditions: Annotated[
         str, typer.Option("--conditions", help="Names with commas between them [all of them].")
     ] = "",
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs worked on at once, each a process.")] = 1,
+    jobs: Annotated[
+        int, typer.Option("--jobs", min=1, max=1024, help="Runs worked on at once, each a process.")
+    ] = 1,
     sampled: Annotated[
         bool | None,
         typer.Option(

@@ -27,7 +27,8 @@ def play(
     ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split to take the game from.")] = None,
     number: Annotated[
-        int, typer.Option("--number", min=1, help="Which game of the split, by the seed's order.")
+        int,
+        typer.Option("--number", min=1, max=100_000, help="Which game of the split, by the seed's order."),
     ] = 1,
     script: Annotated[
         Path | None, typer.Option("--script", help="Play these actions: one JSON string a line.")

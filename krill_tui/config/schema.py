@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import datetime
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _scaling(value: object) -> object:
@@ -25,6 +25,10 @@ def _date(value: str) -> str:
 
 PathSetting = Annotated[str, AfterValidator(os.path.expanduser)]
 """A file or folder; `~` at its start is the home folder."""
+
+
+MOST_EPISODES = 100_000
+"""Of one phase. What is far beyond any run is refused, not tried."""
 
 
 class Settings(BaseModel):
@@ -123,7 +127,7 @@ class PolicyConfig(Settings):
 
 
 class CollectConfig(Settings):
-    episodes: int = Field(default=64, ge=1)
+    episodes: int = Field(default=64, ge=1, le=MOST_EPISODES)
     """Episodes of phase 1."""
 
 
@@ -132,50 +136,50 @@ class TeacherConfig(Settings):
     """`builtin` is a program that mines trajectories; it is not an LLM."""
     concurrency: int = Field(default=8, ge=1, le=1024)
     """Calls in flight."""
-    timeout: float = Field(default=120.0, gt=0)
+    timeout: float = Field(default=120.0, gt=0, le=86400)
     """Seconds a call may take, from connecting to the last byte."""
     max_retries: int = Field(default=6, ge=0, le=100)
     """Retries of a transient fault."""
-    max_tokens: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=2**24)
     """Tokens of one answer, a thought's included; empty: the endpoint's own limit."""
-    trajectory_tokens: int = Field(default=6000, ge=100)
+    trajectory_tokens: int = Field(default=6000, ge=100, le=2**24)
     """Budget of one episode in a distillation prompt; the middle of a longer one is left out, and that is said."""
-    evolve_tokens: int = Field(default=24000, ge=100)
+    evolve_tokens: int = Field(default=24000, ge=100, le=2**24)
     """Budget of all failures in an evolution prompt: as many whole episodes as fit, worst category first."""
 
 
 class SftConfig(Settings):
     enabled: bool = True
     """False: `train` goes without the cold start, from the base to RL."""
-    learning_rate: float = Field(default=1e-4, gt=0)
-    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0, le=10)
+    batch_size: int = Field(default=16, ge=1, le=2**16)
     """Demonstrations in one optimizer step."""
-    epochs: int = Field(default=3, ge=1)
-    num_examples: int = Field(default=7500, ge=1)
+    epochs: int = Field(default=3, ge=1, le=10_000)
+    num_examples: int = Field(default=7500, ge=1, le=MOST_EPISODES)
     """Demonstrations: episodes that were played and won."""
-    checkpoint_interval: int = Field(default=50, ge=1)
+    checkpoint_interval: int = Field(default=50, ge=1, le=1_000_000)
     """Optimizer steps between checkpoints."""
 
 
 class RlConfig(Settings):
-    learning_rate: float = Field(default=1e-6, gt=0)
-    batch_size: int = Field(default=64, ge=1)
+    learning_rate: float = Field(default=1e-6, gt=0, le=10)
+    batch_size: int = Field(default=64, ge=1, le=2**16)
     """Episodes of one step: batch_size / group_size groups."""
-    group_size: int = Field(default=8, ge=2)
+    group_size: int = Field(default=8, ge=2, le=2**16)
     """Episodes of one task whose returns are compared (G of Eq. 9)."""
-    kl_coeff: float = Field(default=0.01, ge=0)
+    kl_coeff: float = Field(default=0.01, ge=0, le=1e6)
     """beta of Eq. 9."""
     clip_epsilon: float = Field(default=0.2, gt=0, lt=1)
-    epsilon_high: float | None = Field(default=None, gt=0)
+    epsilon_high: float | None = Field(default=None, gt=0, le=1e6)
     """Upper clip; empty: clip_epsilon."""
-    invalid_action_penalty: float = Field(default=0.1, ge=0)
+    invalid_action_penalty: float = Field(default=0.1, ge=0, le=1e6)
     """Subtracted from the return for each invalid action."""
-    max_prompt_length: int = Field(default=6000, ge=1)
-    max_response_length: int = Field(default=1024, ge=1)
-    training_epochs: int = Field(default=150, ge=1)
+    max_prompt_length: int = Field(default=6000, ge=1, le=2**24)
+    max_response_length: int = Field(default=1024, ge=1, le=2**24)
+    training_epochs: int = Field(default=150, ge=1, le=1_000_000)
     """GRPO steps."""
     loss_type: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
-    importance_sampling_cap: float = Field(default=2.0, gt=0)
+    importance_sampling_cap: float = Field(default=2.0, gt=0, le=1e6)
     """With a vLLM sampler: tokens are weighed by pi_old / sampler, up to this."""
     scale_rewards: Annotated[Literal["group", "batch", "none"], BeforeValidator(_scaling)] = "group"
     """Divide advantages by the standard deviation of the group's returns, of the whole batch's, or not; true and
@@ -186,7 +190,7 @@ class RlConfig(Settings):
     """Leave episodes that a step or context limit cut out of the loss; their returns still count in their group."""
     use_bias_correction_kl: bool = False
     """Multiply the KL term by the importance ratio (TRL's default; the paper does not)."""
-    checkpoint_interval: int = Field(default=5, ge=1)
+    checkpoint_interval: int = Field(default=5, ge=1, le=1_000_000)
 
 
 class SkillRetrievalConfig(Settings):
@@ -194,11 +198,11 @@ class SkillRetrievalConfig(Settings):
     """`template`: all skills of the category; `embedding`: TopK over the threshold (the paper's S_ret); `none`: no
     skills in any prompt. Controls of `krill ablate`: `trajectories`: won episodes of phase 1 in place of skills;
     `irrelevant`: skills about other things than the task names."""
-    top_k: int = Field(default=6, ge=0)
+    top_k: int = Field(default=6, ge=0, le=100_000)
     similarity_threshold: float = Field(default=0.4, ge=-1, le=1)
-    general_top_k: int = Field(default=12, ge=0)
+    general_top_k: int = Field(default=12, ge=0, le=100_000)
     """General skills in a prompt, best first."""
-    token_budget: int = Field(default=2000, ge=0)
+    token_budget: int = Field(default=2000, ge=0, le=2**24)
     """Tokens all skills of a prompt may take."""
     embedder: Literal["openai", "builtin"] = "openai"
 
@@ -206,27 +210,33 @@ class SkillRetrievalConfig(Settings):
 class EvolutionConfig(Settings):
     enabled: bool = True
     """False: validations go on, the bank stays as it was distilled."""
-    validation_interval: int = Field(default=5, ge=1)
+    validation_interval: int = Field(default=5, ge=1, le=1_000_000)
     """RL steps between validations (V)."""
-    max_new_skills: int = Field(default=3, ge=0)
+    max_new_skills: int = Field(default=3, ge=0, le=100_000)
     """Per evolution cycle."""
     evolution_threshold: float = Field(default=0.4, ge=0, le=1)
     """Categories below this success rate are read by the teacher."""
-    max_analysis_deep: int = Field(default=10, ge=0)
+    max_analysis_deep: int = Field(default=10, ge=0, le=100_000)
     """Failures shown when a category is far below the threshold."""
-    max_analysis_shallow: int = Field(default=5, ge=0)
+    max_analysis_shallow: int = Field(default=5, ge=0, le=100_000)
     """Failures shown when it is near."""
-    episodes: int = Field(default=48, ge=1)
+    episodes: int = Field(default=48, ge=1, le=MOST_EPISODES)
     """Episodes of one validation on the evolve split."""
 
 
 class EvaluationConfig(Settings):
-    episodes: int = Field(default=140, ge=1)
+    episodes: int = Field(default=140, ge=1, le=MOST_EPISODES)
     """Games of an evaluation; before/after numbers come from it."""
     seeds: int = Field(default=1, ge=1, le=100)
     """Times each game is played, each with its own sampling seed."""
     split: str = ""
     """Empty: `test` of procedural worlds, `valid_seen` of genuine games."""
+
+    @model_validator(mode="after")
+    def _playable(self) -> Self:
+        if self.episodes * self.seeds > 2 * MOST_EPISODES:
+            raise ValueError(f"episodes times seeds should be at most {2 * MOST_EPISODES}")
+        return self
 
 
 class FaultsConfig(Settings):
@@ -253,11 +263,11 @@ class ModelConfig(Settings):
     embedding_api_base: str = "https://api.openai.com/v1"
     embedding_model_id: str = "text-embedding-3-small"
     embedding_api_key: str = Field(default="", repr=False)
-    timeout: float | None = Field(default=None, gt=0)
+    timeout: float | None = Field(default=None, gt=0, le=86400)
     """Seconds a call of the policy or the embeddings may take; empty: teacher.timeout."""
     max_retries: int | None = Field(default=None, ge=0, le=100)
     """Their retries of a transient fault; empty: teacher.max_retries."""
-    longest_wait: float = Field(default=120.0, gt=0)
+    longest_wait: float = Field(default=120.0, gt=0, le=86400)
     """Seconds that any of these endpoints may ask to wait before the next try; asked for more, the call fails."""
 
 
@@ -266,7 +276,7 @@ class KrillConfig(Settings):
 
     preset: Literal["paper", "tiny"] = "paper"
     """Where the defaults came from."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     env: EnvConfig = EnvConfig()
     policy: PolicyConfig = PolicyConfig()
     collect: CollectConfig = CollectConfig()

@@ -255,6 +255,7 @@ _NO_RESULT = {
     "model": NO_RESULT,
     "rl": ("checkpoint_interval",),
     "sft": ("checkpoint_interval",),
+    "faults": ("max_error_rate", "first_wait", "longest_wait", "patience"),
 }
 
 

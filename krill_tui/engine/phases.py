@@ -9,7 +9,8 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from krill_tui.agent.prompts import PromptOptions
 from krill_tui.agent.rollout import EpisodeSpec, Rollout, conversation
@@ -189,8 +190,9 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
     log.finish(_linted(demonstrations))
     examples = [sft_example(t, ctx.prompt_options) for t in demonstrations]
     batches = _batches(len(examples), config.batch_size, config.epochs, ctx.config.seed)
+    total = -(-len(examples) // config.batch_size) * config.epochs
     done = trainer.sft_step
-    if done < len(batches):
+    if done < total:
         trainer.check_sft()
     await trainer.load_for_sft()
     if done == 0:
@@ -198,18 +200,18 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
         ctx.note(f"fine-tuning data: {summary(report)}")
         for warning in report.warnings:
             ctx.note(f"fine-tuning data: {warning.message}", "warning")
-    log = PhaseLog(ctx, "sft", "Cold start: fine-tuning", len(batches), "steps", done=done)
+    log = PhaseLog(ctx, "sft", "Cold start: fine-tuning", total, "steps", done=done)
     metrics: dict[str, float] = {}
-    for number, batch in enumerate(batches[done:], start=done + 1):
+    for number, batch in enumerate(islice(batches, done, None), start=done + 1):
         await ctx.gate.wait()
-        rate = config.learning_rate * _linear(number - 1, len(batches))
+        rate = config.learning_rate * _linear(number - 1, total)
         metrics = await trainer.sft([examples[i] for i in batch], rate, number)
-        ctx.emit(ev.SftStepped(step=number, total=len(batches), metrics=metrics))
-        if number % config.checkpoint_interval == 0 or number == len(batches):
-            await trainer.save("sft", number, total=len(batches))
+        ctx.emit(ev.SftStepped(step=number, total=total, metrics=metrics))
+        if number % config.checkpoint_interval == 0 or number == total:
+            await trainer.save("sft", number, total=total)
         log.advance(detail=f"loss {metrics.get('loss', float('nan')):.3f}")
     loss = f", loss {metrics['loss']:.3f}" if "loss" in metrics else ""
-    log.finish(f"fine-tuned on {len(examples)} demonstrations in {len(batches)} steps{loss}")
+    log.finish(f"fine-tuned on {len(examples)} demonstrations in {total} steps{loss}")
 
 
 async def evaluate(
@@ -330,15 +332,13 @@ def sft_example(trajectory: Trajectory, options: PromptOptions) -> SftExample:
     return SftExample(messages=tuple(ChatMessage(role=m["role"], content=m["content"]) for m in messages))
 
 
-def _batches(examples: int, size: int, epochs: int, seed: int) -> list[list[int]]:
+def _batches(examples: int, size: int, epochs: int, seed: int) -> Iterator[list[int]]:
     """Indices of each step: every epoch a new order, the same for the same seed."""
     rng = random.Random(f"sft/{seed}")
-    batches: list[list[int]] = []
     for _ in range(epochs):
         order = list(range(examples))
         rng.shuffle(order)
-        batches += [order[i : i + size] for i in range(0, examples, size)]
-    return batches
+        yield from (order[i : i + size] for i in range(0, examples, size))
 
 
 def _linear(step: int, total: int) -> float:
