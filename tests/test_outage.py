@@ -15,15 +15,20 @@ import pytest
 from krill_tui.agent.collect import run_episodes
 from krill_tui.agent.outage import TRIES, Patience
 from krill_tui.agent.rollout import Rollout
+from krill_tui.cli.app import run
 from krill_tui.config.load import load_config
 from krill_tui.engine.evaluate import broke, success_rates
+from krill_tui.engine.reinforce import step_metrics
+from krill_tui.engine.run_store import list_runs
 from krill_tui.engine.session import Session
 from krill_tui.engine.state import RunState
 from krill_tui.envs.alfworld.source import BuiltinSource
 from krill_tui.errors import EnvironmentFailure, ModelError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import read_journal
+from krill_tui.skills.evolve import category_rates
 from krill_tui.trajectory import StopReason, Task
+from krill_tui.tui.widgets.episode_list import EpisodeList
 from tests.alfworld_games import write_game
 from tests.cut_wire import CutWire
 from tests.episodes import episode
@@ -384,3 +389,51 @@ async def test_a_split_without_games_is_refused_and_the_splits_that_hold_some_ar
         opened.launch(["evaluate"])
         assert await opened.wait() == "failed"
         assert "valid_seen" in str(opened.error) and not opened.state.evaluations
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "rl"])
+def test_a_policy_that_cannot_be_trained_is_refused_before_a_run_is_made(
+    command: str, capfd: pytest.CaptureFixture[str]
+):
+    assert run([command, "--mock", "--set", "policy.kind=openai", "--run", "r", "--display", "none"]) == 2
+    said = capfd.readouterr().err
+    assert "policy 'openai' cannot be" in said and "new run" not in said
+    assert list_runs() == []
+
+
+def test_other_certain_refusals_come_first_too(capfd: pytest.CaptureFixture[str]):
+    for setting, line in {
+        ("policy.accelerate_config", "nowhere.yaml"): "there is no such file",
+        ("policy.adapter", "/nowhere"): "there is no such checkpoint",
+        ("policy.sampler", "vllm"): "cannot bind replies to the admissible actions",
+    }.items():
+        assert run(["train", "--mock", f"--set={setting[0]}={setting[1]}", "--display", "none"]) == 2
+        assert line in capfd.readouterr().err
+    assert list_runs() == []
+
+
+async def test_the_list_of_episodes_says_what_broke_beside_the_rate():
+    state = RunState()
+    for name, stop in (("a", StopReason.SUCCESS), ("b", StopReason.FAILURE), ("c", StopReason.ERROR)):
+        ended = ev.EpisodeFinished(
+            episode=name,
+            purpose="evaluate",
+            category="Pick",
+            success=stop is StopReason.SUCCESS,
+            stop_reason=stop,
+            steps=0,
+            total_reward=0,
+        )
+        state.apply(ended)
+    assert EpisodeList().title(state).plain == "Episodes 2 done · 50 % ✔ · 1 broke ‼"
+
+
+def test_a_step_of_rl_counts_what_broke_apart():
+    played = [episode("a", success=True), episode("b", success=False)]
+    metrics = step_metrics(played, [[1.0, 0.0]], errors=2)
+    assert (metrics["success"], metrics["errors"]) == (0.5, 0.5)
+
+
+def test_evolution_takes_no_broken_episode_for_a_failure():
+    rates = category_rates([episode("a", success=True), episode("b", success=False, stop=StopReason.ERROR)])
+    assert [(rate.wins, rate.episodes) for rate in rates.values()] == [(1, 1)]

@@ -232,12 +232,12 @@ def _start(
     config, known = _run_config(options, typed, name)
     if panel is not None:
         plan = plan_panel(panel, config)
+    check(config, phases)
     inputs = {
         "bank": _input_file(bank, known, "krill distill makes one"),
         "trajectories": _input_file(trajectories, known, "krill collect makes one"),
     }
     display = _choose_display(options.display, json_result)
-    check(config, phases)
     greeting = f"{'going on with' if known else 'new'} run {name}: {run_path(name)}"
     work = _work(name, greeting, config, inputs, phases, display, finish, json_result, plan)
     raise typer.Exit(asyncio.run(work))
