@@ -68,8 +68,11 @@ async def test_a_server_killed_in_mid_episode_ends_its_episodes_and_no_other() -
     with server("alfworld", "--port", "0", "--set", 'env.world_size="small"') as (process, url):
         remote = HttpSource(url)
         steps: dict[str, int] = {}
+        interrupted: list[str] = []
 
         def on_step(event: object) -> None:
+            if isinstance(event, ev.EpisodeInterrupted):
+                interrupted.append(event.episode)
             if isinstance(event, ev.EpisodeStepped):
                 steps[event.episode] = steps.get(event.episode, 0) + 1
                 if len(steps) == 6 and min(steps.values()) >= 2:
@@ -79,7 +82,8 @@ async def test_a_server_killed_in_mid_episode_ends_its_episodes_and_no_other() -
         trajectories = await play(remote, local, tasks, on_step)
     lost, kept = trajectories[:3], trajectories[3:]
     assert [t.stop_reason for t in lost] == [StopReason.ERROR] * 3
-    assert all(t.steps and t.error and url in t.error and "\n" not in t.error for t in lost)
+    assert all(t.error and url in t.error and "\n" not in t.error for t in lost)
+    assert {*interrupted} == {"e0", "e1", "e2"}  # tried again first, which the others' answers did not need
     assert [t.stop_reason for t in kept] == [StopReason.SUCCESS] * 3
 
 
