@@ -112,4 +112,4 @@ def test_a_program_cannot_be_trained(capfd: pytest.CaptureFixture[str]) -> None:
         )
         == 2
     )
-    assert "policy 'expert' cannot be fine-tuned here" in capfd.readouterr().err.splitlines()[-1]
+    assert "policy 'expert' cannot be trained here" in capfd.readouterr().err.splitlines()[-1]

@@ -15,6 +15,7 @@ from krill_tui.config.load import load_config
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.lint import lint
 from krill_tui.engine.phases import PhaseLog, chosen_demonstrations, demonstrate
+from krill_tui.engine.run_store import run_path
 from krill_tui.engine.session import Session
 from krill_tui.envs.alfworld.source import BuiltinSource
 from krill_tui.skill import SkillOrigin, SkillProposal
@@ -194,14 +195,15 @@ async def test_a_game_of_a_finite_split_that_was_lost_is_not_tried_again() -> No
 @pytest.mark.parametrize("kept", [1, 3, 6, 11])
 async def test_demonstrations_broken_off_anywhere_end_as_if_they_never_were(kept: int) -> None:
     whole, _, played = await demonstrated(14, FiniteSource(5), max_steps=8)
-    opened = await Session.open("demo", load_config(environ={}, overrides={"policy": {"kind": "expert"}}))
-    lines = opened.episodes.path.read_text().splitlines(keepends=True)
-    await opened.close()
+    folder = run_path("demo")
+    lines = (folder / "trajectories.jsonl").read_text().splitlines(keepends=True)
+    begun = (folder / "events.jsonl").read_text().splitlines(keepends=True)[0]
     finished = [line for line in lines if '"purpose":"demonstrate"' in line]
     # As a kill leaves it: some episodes of the first round, in the order they ended, and nothing else.
-    shutil.rmtree(opened.store.path)
-    opened.store.path.mkdir(parents=True)
-    (opened.store.path / "trajectories.jsonl").write_text("".join(finished[::-1][-kept:]))
+    shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / "events.jsonl").write_text(begun)
+    (folder / "trajectories.jsonl").write_text("".join(finished[::-1][-kept:]))
     again, _, count = await demonstrated(14, FiniteSource(5), max_steps=8)
     assert [(t.id, t.task_id) for t in again] == [(t.id, t.task_id) for t in whole]
     assert count == played

@@ -159,12 +159,13 @@ def _demonstrations(source: str) -> tuple[list[Trajectory], PromptOptions, str, 
     from krill_tui.engine.build import policy_model
     from krill_tui.engine.episodes import read_trajectory_lines
     from krill_tui.engine.phases import chosen_demonstrations
-    from krill_tui.engine.run_store import existing_run
+    from krill_tui.engine.run_store import existing_run, stored_config
 
     if Path(source).suffix in (".json", ".jsonl"):
         raise DataError(f"{source}: there is no such file")
     path = existing_run(source)
-    config = load_config(path / "config.json")
+    stored, _ = stored_config(path)
+    config = load_config(path / "config.json", stored=stored)
     played = (t for t in read_trajectory_lines(path / "trajectories.jsonl") if t.purpose == "demonstrate")
     demonstrations = chosen_demonstrations(list(played), config.sft.num_examples)
     if not demonstrations:

@@ -63,6 +63,14 @@ class Options:
     run: Annotated[
         str | None, typer.Option("--run", help="Run to make, or to go on with; default: a fresh name.")
     ] = None
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork",
+            metavar="NAME",
+            help="Make this new run from --run: with its settings, but for those typed, its bank and newest checkpoint.",
+        ),
+    ] = None
     display: Annotated[
         Display | None, typer.Option("--display", help="How progress is shown; auto: the app in a terminal.")
     ] = None
@@ -103,21 +111,26 @@ class Options:
 
 
 def resolve_config(
-    options: Options, typed: Mapping[str, object] | None = None, *, stored: Path | None = None
+    options: Options,
+    typed: Mapping[str, object] | None = None,
+    *,
+    stored: Mapping[str, object] | None = None,
+    stored_path: Path | None = None,
 ) -> KrillConfig:
     """The config of a command: preset < file < options < `typed`, the command's own flags.
 
-    `stored` is the config file of a run that goes on; it stands in for `--config` where none was given.
+    `stored` is the config of a run that goes on, read from `stored_path`; it stands in for `--config` where none was
+    given.
 
     Raises:
         ConfigError, UsageError: one line.
     """
     from krill_tui.config.load import load_config, merge
 
-    path = options.config
-    if path is None and stored is not None and stored.exists() and options.preset is None:
-        path = stored
-    return load_config(path, preset=options.preset, overrides=merge(options.overrides(), typed or {}))
+    overrides = merge(options.overrides(), typed or {})
+    if options.config is None and options.preset is None and stored is not None:
+        return load_config(stored_path, overrides=overrides, stored=stored)
+    return load_config(options.config, preset=options.preset, overrides=overrides)
 
 
 def parse_assignment(assignment: str) -> dict[str, object]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,8 +50,8 @@ def bare(options: Options) -> None:
         )
     runs = list_runs()
     name = (runs[0] if runs else fresh_name(runs)) if options.run is None else options.run
-    config, _ = _run_config(options, {}, name)
-    asyncio.run(_open_app(name, config))
+    planned = _plan_run(options, {}, name)
+    asyncio.run(_open_app(planned))
 
 
 def train(options: Options) -> None:
@@ -229,17 +230,19 @@ def _start(
     plan = None
     if panel is not None and not (run_path(name) / "events.jsonl").exists():
         typed = merge(panel_overrides(panel), typed)  # a new run is one of the panel's world
-    config, known = _run_config(options, typed, name)
+    planned = _plan_run(options, typed, name)
+    name, known = planned.name, planned.known
+    own_bank = known or planned.bank is not None
     if panel is not None:
-        plan = plan_panel(panel, config)
-    check(config, phases)
+        plan = plan_panel(panel, planned.config)
+    check(planned.config, phases)
     inputs = {
-        "bank": _input_file(bank, known, "krill distill makes one"),
+        "bank": _input_file(bank, own_bank, "krill distill makes one") or planned.bank,
         "trajectories": _input_file(trajectories, known, "krill collect makes one"),
     }
     display = _choose_display(options.display, json_result)
     greeting = f"{'going on with' if known else 'new'} run {name}: {run_path(name)}"
-    work = _work(name, greeting, config, inputs, phases, display, finish, json_result, plan)
+    work = _work(name, greeting, planned.config, inputs, phases, display, finish, json_result, plan)
     raise typer.Exit(asyncio.run(work))
 
 
@@ -288,23 +291,78 @@ async def _work(
         await session.close()
 
 
-async def _open_app(name: str, config: KrillConfig) -> None:
+async def _open_app(planned: PlannedRun) -> None:
     from krill_tui.engine.session import Session
     from krill_tui.tui.app import KrillApp
 
-    session = await Session.open(name, config)
+    session = await Session.open(planned.name, planned.config, bank=planned.bank)
     try:
         await KrillApp(session).run_async()
     finally:
         await session.close()
 
 
-def _run_config(options: Options, typed: Mapping[str, object], name: str) -> tuple[KrillConfig, bool]:
-    """The config for a run, and whether there is such a run already."""
-    from krill_tui.engine.run_store import run_path
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """The run a command works in."""
 
-    folder = run_path(name)
-    return resolve_config(options, typed, stored=folder / "config.json"), (folder / "events.jsonl").exists()
+    name: str
+    config: KrillConfig
+    known: bool
+    """It is there already."""
+    bank: Path | None = None
+    """Of the run it is a fork of."""
+
+
+def _plan_run(options: Options, typed: Mapping[str, object], name: str) -> PlannedRun:
+    """The run called `name`, or the fork of it that is asked for.
+
+    Raises:
+        UsageError: there is nothing to fork, or the fork is there already.
+    """
+    from krill_tui.engine.run_store import existing_run, run_path, stored_config
+
+    if options.fork is not None and options.run is None:
+        raise UsageError("--fork NAME makes a new run from another one", hint="name that one with --run")
+    folder = existing_run(name) if options.fork is not None else run_path(name)
+    known = (folder / "events.jsonl").exists()
+    stored, problem = stored_config(folder)
+    if problem:
+        say(f"krill: {problem}")
+    config = resolve_config(options, typed, stored=stored, stored_path=folder / "config.json")
+    if options.fork is None:
+        return PlannedRun(name, config, known)
+    if (run_path(options.fork) / "events.jsonl").exists():
+        raise UsageError(
+            f"there is a run '{options.fork}' already", hint="--fork takes the name of a new one"
+        )
+    return _fork(options.fork, folder, config, stored or {})
+
+
+def _fork(name: str, origin: Path, config: KrillConfig, stored: Mapping[str, object]) -> PlannedRun:
+    """A new run that begins with another run's bank and, where the model fits, its newest checkpoint."""
+    from krill_tui.config.identity import differences
+    from krill_tui.config.load import public_dict
+    from krill_tui.engine.run_store import current_checkpoint
+
+    shape = ("policy.kind", "policy.model", "policy.lora_rank", "policy.lora_alpha")
+    same_shape = not differences(stored, public_dict(config), shape)
+    typed_adapter = bool(differences(stored, public_dict(config), ["policy.adapter"]))
+    checkpoint = current_checkpoint(origin)
+    taken = "its bank"
+    if checkpoint is not None and config.policy.kind == "local" and same_shape and not typed_adapter:
+        policy = config.policy.model_copy(update={"adapter": str(checkpoint.resolve())})
+        config = config.model_copy(update={"policy": policy})
+        taken += f" and its weights {checkpoint.name}"
+    elif not same_shape:
+        policy = config.policy.model_copy(update={"adapter": ""})
+        config = config.model_copy(update={"policy": policy} if not typed_adapter else {})
+        taken += ", not its weights, which are of another model"
+    bank = origin / "skill_bank.json"
+    say(f"forked from {origin.name}: with {taken}")
+    return PlannedRun(
+        name, config, known=False, bank=bank if bank.is_file() and bank.stat().st_size else None
+    )
 
 
 def _input_file(choice: tuple[Path | None, Path | None], known_run: bool, hint: str) -> Path | None:

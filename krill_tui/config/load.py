@@ -30,18 +30,19 @@ def load_config(
     preset: str | None = None,
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    stored: Mapping[str, object] | None = None,
 ) -> KrillConfig:
     """Preset < file < overrides; the environment fills keys and addresses left empty (`config/endpoints.py`).
 
     Without a file the embedded preset (`tiny`) is the default; a file starts from the paper's defaults
-    unless it, or the caller, names another preset.
+    unless it, or the caller, names another preset. `stored` is what a run's file holds, already read.
 
     Raises:
         ConfigError: unreadable, not JSON, unknown field, wrong type or out of range; one line.
     """
     environ = os.environ if environ is None else environ
-    data = _read(path) if path is not None else {}
-    name = preset or data.get("preset", "paper" if path else "tiny")
+    data = stored if stored is not None else _read(path) if path is not None else {}
+    name = preset or data.get("preset", "paper" if data or path else "tiny")
     if not isinstance(name, str) or name not in PRESETS:
         known = ", ".join(sorted(PRESETS))
         raise ConfigError(f"{_where(path)}preset: unknown preset '{name}'", hint=f"known: {known}")

@@ -183,6 +183,8 @@ def make_specs(
     games sample with the same random numbers (paired comparison). `seeds` are used instead, where a panel gives them.
     """
     named = [(index, f"{prefix}-{index:04d}", task) for index, task in enumerate(tasks)]
+    for _, id_, task in named:
+        ctx.episodes.check_plan(id_, task.id)
     owed = [(index, id_, task) for index, id_, task in named if id_ not in ctx.episodes]
     return [
         EpisodeSpec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from krill_tui.errors import UsageError
 from krill_tui.io.jsonl import JsonLines, parsed, read_lines, whole_lines
 from krill_tui.trajectory import StopReason, Trajectory
 
@@ -22,6 +23,7 @@ class EpisodeFile:
         self._offsets: dict[str, int] = {}
         self._purposes: dict[str, str] = {}
         self._broken: dict[str, Trajectory] = {}
+        self._tasks: dict[str, str] = {}
         self._file = JsonLines(path)
         for line in whole_lines(path):
             trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
@@ -35,6 +37,20 @@ class EpisodeFile:
     def __len__(self) -> int:
         """Episodes that were played to an end."""
         return len(self._offsets)
+
+    def check_plan(self, episode: str, task_id: str) -> None:
+        """An episode that is written down is done only if it is the one that is planned.
+
+        Raises:
+            UsageError: it was played on another game.
+        """
+        played = self._tasks.get(episode, task_id)
+        if played != task_id:
+            raise UsageError(
+                f"episode {episode} of this run was played on {played}, not on {task_id}: its games were planned with"
+                " other settings",
+                hint="leave them as they were, or begin a new run from this one with --fork NAME",
+            )
 
     def append(self, trajectory: Trajectory) -> None:
         """Write one line, whole.
@@ -81,6 +97,7 @@ class EpisodeFile:
         self._broken.pop(trajectory.id, None)
         self._offsets[trajectory.id] = offset
         self._purposes[trajectory.id] = trajectory.purpose
+        self._tasks[trajectory.id] = trajectory.task_id
 
 
 def read_trajectory_lines(path: Path) -> Iterator[Trajectory]:

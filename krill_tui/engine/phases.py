@@ -288,7 +288,15 @@ async def evaluate(
 
 def _settings_key(config: KrillConfig) -> str:
     """Six letters that differ where two configs ask different things of a policy; speed is no difference."""
-    asked = config.model_dump(mode="json", include={"env", "policy", "skill_retrieval"})
+    asked = config.model_dump(
+        mode="json",
+        include={
+            "env": True,
+            "policy": True,
+            "skill_retrieval": True,
+            "rl": {"max_prompt_length", "max_response_length"},
+        },
+    )
     del asked["env"]["concurrency"]
     for name in (
         *("threads", "device", "processes", "accelerate_config", "sampler_url"),

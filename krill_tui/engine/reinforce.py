@@ -249,6 +249,7 @@ def _group_specs(ctx: RunContext, tasks: Sequence[Task], step: int) -> list[Epis
     for group, task in enumerate(tasks):
         for member in range(size):
             id_ = f"rl-{step:04d}-{group}-{member}"
+            ctx.episodes.check_plan(id_, task.id)
             specs.append(
                 EpisodeSpec(
                     id=id_,

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from krill_tui import paths
-from krill_tui.config.load import load_config, public_dict
+from krill_tui.config.load import explain, load_config, public_dict
 from krill_tui.config.schema import KrillConfig
 from krill_tui.errors import DataError, RunLockedError, StorageError, UsageError
 from krill_tui.io.files import read_json, remove_unfinished, write_atomically
 from krill_tui.io.json_text import loads_leniently
+from krill_tui.io.jsonl import whole_lines
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -96,6 +98,47 @@ def ended_cold_start(path: Path, config: KrillConfig) -> Path | None:
     folder = path / "checkpoints" / f"sft-{step}"
     fits = ended and same and rank == (policy.lora_rank, policy.lora_alpha)
     return folder if fits and (folder / "manifest.json").exists() else None
+
+
+def stored_config(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The config a run goes on with, as it is written down, and what is wrong with `config.json`, if anything.
+
+    Where that file is missing or no config, the journal says what the run was started with. None for a new run.
+    """
+    path = folder / "config.json"
+    problem = ""
+    try:
+        found = read_json(path)
+        KrillConfig.model_validate_json(json.dumps(found))
+        return found, ""
+    except DataError as error:
+        problem = str(error)
+    except ValidationError as error:
+        problem = f"{path}: {explain(error)}"
+    found = journal_config(folder / "events.jsonl")
+    return found, f"{problem}: going on with the config in the journal" if found else ""
+
+
+def journal_config(journal: Path) -> dict[str, Any] | None:
+    """The config of the newest start in a journal; None where there is none."""
+    found = None
+    for line in whole_lines(journal):
+        if b'"kind":"run_started"' in line.data[:200]:
+            with contextlib.suppress(ValueError, RecursionError):
+                config = json.loads(line.data).get("config")
+                found = config if isinstance(config, dict) else found
+    return found
+
+
+def current_checkpoint(folder: Path) -> Path | None:
+    """Folder of the checkpoint that a run goes on from; None where it has none."""
+    try:
+        progress = read_json(folder / "progress.json")
+    except DataError:
+        return None
+    name = progress.get("checkpoint") if isinstance(progress, dict) else None
+    found = folder / "checkpoints" / name if isinstance(name, str) and "/" not in name else None
+    return found if found is not None and (found / "manifest.json").is_file() else None
 
 
 def has_writer(path: Path) -> bool:
@@ -190,8 +233,8 @@ class RunStore:
 
     def load_config(self) -> KrillConfig | None:
         """The config the run was started with, its keys filled from the environment; None for a new run."""
-        path = self.path / "config.json"
-        return load_config(path) if path.exists() else None
+        stored, _ = stored_config(self.path)
+        return load_config(self.path / "config.json", stored=stored) if stored is not None else None
 
     def load_progress(self) -> dict[str, Any]:
         """What `save_progress` last wrote; {} for a new run."""

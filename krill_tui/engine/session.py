@@ -15,6 +15,7 @@ from krill_tui.config.schema import KrillConfig
 from krill_tui.engine import build
 from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
 from krill_tui.engine.episodes import EpisodeFile
+from krill_tui.engine.identity import changed_settings, check_identity
 from krill_tui.engine.panel import PanelPlan, pinned
 from krill_tui.engine.pipeline import Pipeline, train_stages
 from krill_tui.engine.report import write_report
@@ -72,14 +73,15 @@ class Session:
     ) -> Session:
         """Create the run or go on with it; `bank` and `trajectories` are files to start from.
 
-        With `keep_config` a run that is there goes on later as it was configured before: `config` is for this
-        session alone. With `panel` the launches of this session play it where they evaluate.
+        With `keep_config` a run that is there goes on later as it was configured before: `config` is for the
+        evaluations of this session alone. With `panel` the launches of this session play it where they evaluate.
 
         What a kill left half said (an episode or a skill written down without its event) is said now.
 
         Raises:
             RunLockedError: another process writes to this run.
-            DataError, UsageError: a file or the games cannot be used.
+            DataError, UsageError: a file or the games cannot be used, or the run is there and was made with settings
+                that must stay (`FixedFrom`).
         """
         from krill_tui.skills.formats.banks import load_bank
         from krill_tui.skills.formats.trajectories import read_trajectories
@@ -319,6 +321,8 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
     state = RunState()
     resumed = store.events_file.exists()
     journal = held.enter_context(closing(Journal(store.events_file, on_read=state.apply)))
+    games = source.content_hash()
+    check_identity(store.name, state, config, games, measuring=keep_config)
     bus = EventBus(journal)
     bus.subscribe(state.apply)
     bank = held.enter_context(closing(SkillBank.open(store.bank_file)))
@@ -350,18 +354,22 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
         tokens=TokenStore(store.path / "tokens"),
         episodes=episodes,
     )
-    if not (keep_config and resumed):
+    before = state.config
+    measuring = keep_config and bool(before)
+    if not measuring:
         store.save_config(config)
     ctx.emit(
         ev.RunStarted(
             run=store.name,
-            config=public_dict(config),
+            config=before if measuring else public_dict(config),
             code=version("krill-tui"),
-            data=source.content_hash(),
+            data=games,
             notices=notices_of(source),
             resumed=resumed,
         )
     )
+    if before and (changed := changed_settings(before, config)):
+        ctx.note(f"{'measured with other settings' if measuring else 'settings changed'}: {changed}")
     for event in unsaid:
         ctx.emit(event)
     for setting in config.withheld:

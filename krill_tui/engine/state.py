@@ -16,6 +16,14 @@ from krill_tui.trajectory import Step, StopReason, Trajectory
 
 KEEP_FINISHED = 400
 KEEP_LOG = 2000
+PHASE_OF: dict[ev.Purpose, ev.Phase] = {
+    "collect": "collect",
+    "demonstrate": "sft",
+    "rl": "rl",
+    "validate": "rl",
+    "evaluate": "evaluate",
+}
+"""What an episode was played for -> the phase it is part of."""
 
 
 @dataclass(slots=True)
@@ -102,6 +110,15 @@ class EvolutionView:
         return {c: (rates[c], after[c]) for c in self.event.failing if c in rates and c in after}
 
 
+@dataclass(frozen=True, slots=True)
+class WorkedUnder:
+    """What a phase was last worked on with."""
+
+    config: dict[str, Any]
+    games: str
+    """Content hash."""
+
+
 @dataclass
 class RunState:
     """Everything a screen needs of one run."""
@@ -146,6 +163,8 @@ class RunState:
     changed: dict[str, tuple[Skill, str]] = field(default_factory=dict)
     """Skills that were added or changed since the newest evolution, each with the reason given."""
     worker: ev.WorkerStarted | None = None
+    worked: dict[str, WorkedUnder] = field(default_factory=dict)
+    """By phase that something of is written down: `collect`, `sft` (demonstrations included), `rl`, `evaluate`."""
 
     def apply(self, event: ev.Event) -> None:
         """Take one event in."""
@@ -175,6 +194,12 @@ class RunState:
         while points and points[-1][0] >= step:
             points.pop()
         points.append((step, value))
+
+    def work_on(self, phase: str) -> None:
+        """Something of a phase was finished, under the newest config."""
+        worked = self.worked.get(phase)
+        if worked is None or worked.config is not self.config:
+            self.worked[phase] = WorkedUnder(self.config, self.games)
 
     def add_log(self, kind: str, text: str, event: ev.Event) -> None:
         self.log.append(LogLine(event.time, kind, text, event))
@@ -259,6 +284,7 @@ def _episode_finished(state: RunState, event: ev.EpisodeFinished) -> None:
         if state.broken.pop(event.episode, None) is not None:
             _forget_view(state, event.episode)
         state.finished_ids.add(event.episode)
+        state.work_on(PHASE_OF[event.purpose])
         state.episodes_done += 1
         state.wins += event.success
     if view:
@@ -309,11 +335,13 @@ def _teacher_called(state: RunState, event: ev.TeacherCalled) -> None:
 
 
 def _sft_stepped(state: RunState, event: ev.SftStepped) -> None:
+    state.work_on("sft")
     for name, value in event.metrics.items():
         state.add_point(f"sft/{name}", event.step, value)
 
 
 def _grpo_stepped(state: RunState, event: ev.GrpoStepped) -> None:
+    state.work_on("rl")
     for name, value in event.metrics.items():
         state.add_point(name, event.step, value)
 
