@@ -228,13 +228,13 @@ async def _turn(
         thought=parsed.thought,
         action=parsed.action,
         text=text,
-        valid=_is_valid(env, result, parsed.action),
+        valid=is_valid(env, result, parsed.action),
         latency=round(time.perf_counter() - began, 4),
     )
     return step, reply
 
 
-def _is_valid(env: Environment, result: StepResult, action: str) -> bool:
+def is_valid(env: Environment, result: StepResult, action: str) -> bool:
     """Where nothing is listed, any action is."""
     if not action:
         return False

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from krill_tui.cli.options import Display, Options
-from krill_tui.errors import DataError, UsageError
+from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
 from krill_tui.io.json_text import loads_leniently
 from krill_tui.io.streams import say, show, show_json, show_text
 from krill_tui.io.text import one_line
@@ -111,16 +111,28 @@ def report(
             "--svg", help="Write the curves of the runs, one over the other, into this file instead."
         ),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Play every stored action again, make every number again, and say what differs (exit code 1).",
+        ),
+    ] = False,
 ) -> None:
-    """Print the report of a run, or draw the curves of several."""
+    """Print the report of a run, verify it, or draw the curves of several."""
     from krill_tui.engine.run_store import existing_run
 
+    if verify and svg is not None:
+        raise UsageError("--verify and --svg are two questions", hint="ask one at a time")
     if svg is not None:
         _write_curves([existing_run(name) for name in names], svg)
         return
     if len(names) > 1:
         raise UsageError("a report is of one run", hint="--svg FILE draws the curves of several")
     [name] = names
+    if verify:
+        _verify(existing_run(name), options, as_json)
+        return
     if as_json:
         show_json(_report_facts(existing_run(name) / "events.jsonl"), indent=1)
         return
@@ -132,6 +144,34 @@ def report(
             f"run '{path.parent.name}' has no report yet", hint="a completed run has one"
         ) from None
     show_text(text)
+
+
+def _verify(path: Path, options: Options, as_json: bool) -> None:
+    from krill_tui.engine.verify import verify_run
+    from krill_tui.headless import make_console, print_line
+
+    asked = options.overrides().get("env")
+    places = {name: value for name, value in (asked or {}).items() if name in ("data_dir", "webshop_data")}  # pyright: ignore[reportAttributeAccessIssue]
+    found = verify_run(path, places)
+    if as_json:
+        show_json({"agrees": not found.differences, **found.model_dump(mode="json")})
+    else:
+        console = make_console()
+        speed = f", {found.steps / found.seconds:,.0f} a second" if found.seconds else ""
+        print_line(
+            console,
+            f"{found.run}: {found.verified} of {found.episodes} episodes played again,"
+            f" {found.steps} steps in {found.seconds:.1f} s{speed}",
+        )
+        compared = ", ".join(f"{count} {what}" for what, count in found.checks.items())
+        print_line(console, f"also compared: {compared or 'nothing'}")
+        for why, count in found.unverified.items():
+            print_line(console, f"not compared: {count} {one_line(why)}")
+        for difference in found.differences:
+            print_line(console, difference.line(), "red")
+        print_line(console, f"{len(found.differences)} differences" if found.differences else "no difference")
+    if found.differences:
+        raise typer.Exit(EXIT_FAILURE)
 
 
 def _write_curves(folders: Sequence[Path], path: Path) -> None:
