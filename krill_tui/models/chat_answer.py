@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from krill_tui.io.text import storable
+from krill_tui.io.text import cut_middle, storable
 from krill_tui.models.base import ChatReply, ChatUsage, Finish
 
-LONGEST_TEXT = 200_000
-"""Characters of a text, and of a thought, that are kept of an answer."""
+LONGEST_TEXT = 150_000
+"""Characters of a text, and of a thought, that are kept of an answer; of a longer one the middle is cut out."""
 _MOST_TOKENS = 10**9
 
 _FINISH: dict[str, Finish] = {
@@ -82,9 +82,9 @@ def read_chat(answer: object) -> ChatReply:
         (c for c in (choice.get("finish_reason"), choice.get("stop_reason")) if isinstance(c, str)), ""
     )
     return ChatReply(
-        storable(text[:LONGEST_TEXT]),
+        storable(cut_middle(text, LONGEST_TEXT)),
         _usage(answer.get("usage")),
-        thought=storable(thought[:LONGEST_TEXT]),
+        thought=storable(cut_middle(thought, LONGEST_TEXT)),
         finish=_FINISH.get(said.lower(), "stop"),
         refusal=storable(refusal[:2000]) if isinstance(refusal, str) else "",
     )

@@ -20,8 +20,6 @@ from krill_tui.models.endpoint import ContextOverflow, Endpoint, Limits, Refused
 _EMBEDDING_BATCH = 256
 LONGEST_VECTORS = 64 * 1024 * 1024
 """Bytes of an answer of vectors."""
-_TOO_MANY = (400, 413, 422)
-"""Statuses of a server that may only want fewer texts at once."""
 
 
 class OpenAIChat:
@@ -119,7 +117,7 @@ class OpenAIEmbedder:
             try:
                 parts.append(await self._embed_batch(batch))
             except Refused as refusal:
-                if len(batch) == 1 or refusal.said.status not in _TOO_MANY or refusal.permanent:
+                if refusal.said.kind != "batch":
                     raise
                 # Halved once for all calls that fail at the same time.
                 if self._batch >= len(batch):
@@ -221,9 +219,11 @@ def _vector_rows(answer: object, count: int) -> list[Any]:
 def _matrix(rows: list[Any]) -> np.ndarray | None:
     """float64 (a sum of squares of large numbers has to fit), or None where they are no numbers."""
     try:
-        return np.array([_unpacked(row) for row in rows], dtype=np.float64)
+        matrix = np.array([_unpacked(row) for row in rows], dtype=np.float64)
     except (TypeError, ValueError, OverflowError, binascii.Error):
         return None
+    # llama.cpp puts a pooled vector into a list of its own.
+    return matrix[:, 0] if matrix.ndim == 3 and matrix.shape[1] == 1 else matrix
 
 
 def _unpacked(row: object) -> object:

@@ -9,6 +9,7 @@ vLLM, SGLang, llama.cpp, Ollama, TGI, Anthropic, Gemini, Mistral and the proxies
 | context | the conversation is too long: ends the episode by `context limit`; asked again with fewer tokens if that fits |
 | parameter | left out, renamed or bound from now on, and asked again at once |
 | system | the system text begins the first user message from now on |
+| batch | half as many texts in a call from now on |
 | filtered | a filter refused this prompt: this call has no answer |
 | refused | this call is wrong: its error, at once |
 | denied | no call can succeed (key, quota, address, model): its error, at once |
@@ -29,13 +30,13 @@ from typing import Literal
 
 from krill_tui.io.text import one_line
 
-Kind = Literal["busy", "context", "parameter", "system", "filtered", "refused", "denied"]
+Kind = Literal["busy", "context", "parameter", "system", "batch", "filtered", "refused", "denied"]
 
 LONGEST_WORDS = 300
 """Characters of a server's words that an error repeats."""
 _READ = 20_000
 """Characters of a refusal's body that are looked at."""
-_DEEPEST = 5
+_DEEPEST = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,7 @@ _FILTER_CODES = frozenset(
     ["content_filter", "content_policy_violation", "responsibleaipolicyviolation", "data_inspection_failed"]
 )
 _FILTER = re.compile(r"content management policy|content filter|content policy|safety system", re.IGNORECASE)
+_BATCH = re.compile(r"too large to process|batch size|too many (?:inputs?|texts?)", re.IGNORECASE)
 _NO_SYSTEM = re.compile(
     r"system[ _](?:role|message|prompt|instruction)s?\b.{0,60}\b(?:not|n't|un|only|invalid|disallow)"
     r"|(?:not|n't|un)\w* (?:support|allow|accept|enabl|permit)\w*.{0,40}\bsystem\b"
@@ -216,6 +218,9 @@ def read_refusal(
         return said("parameter", parameter=parameter, bound=_bound(parameter, words, sent))
     if status in _DENIED:
         return said("denied")
+    texts = sent.get("input")
+    if isinstance(texts, list) and len(texts) > 1 and (status in (400, 413, 422) or _BATCH.search(words)):
+        return said("batch")
     if status in _PASSING or status >= 500:
         return said("busy", unreachable=status >= 500)
     return said("refused")
@@ -383,6 +388,9 @@ def _words(answer: object, depth: int = 0) -> str:
         return ""
     lower = {str(key).lower(): value for key, value in answer.items()}
     said = next(filter(None, (_words(lower[key], depth + 1) for key in _WORDS if key in lower)), "")
+    if not said:
+        inner = (value for value in lower.values() if isinstance(value, dict))
+        said = next(filter(None, (_words(value, depth + 1) for value in inner)), "")
     place = lower.get("loc")
     if said and isinstance(place, list):
         return f"{'.'.join(map(str, place))}: {said}"
