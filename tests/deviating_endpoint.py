@@ -111,8 +111,8 @@ def body(status: int, value: object, **headers: str) -> Act:
     return lambda call: answer(value, status, **headers)
 
 
-def fine(call: Call, **message: object) -> Answer:
-    return answer(vectors(call) if call.embeds else chat(call.text, **message))
+def fine(call: Call) -> Answer:
+    return answer(vectors(call) if call.embeds else chat(call.text))
 
 
 def chat(content: object, finish: str | None = "stop", **message: object) -> dict[str, Any]:

@@ -93,10 +93,8 @@ async def _play(url: str, kind: str, pattern: str, say) -> None:
             if pattern and not re.search(pattern, parsed.thought if kind == "reply" else reply.text):
                 raise Wrong(f"{pattern!r} is not in {reply.text[:120]!r}")
             reply.text.encode()  # no lone surrogates: a file has to hold it
-            messages += [
-                {"role": "assistant", "content": reply.text},
-                {"role": "user", "content": "You see a drawer."},
-            ]
+            messages.append({"role": "assistant", "content": reply.text})
+            messages.append({"role": "user", "content": "You see a drawer."})
     finally:
         await policy.close()
 

@@ -26,6 +26,8 @@ class Patience:
     longest: float = 60.0
     total: float = 600.0
     """Without any answer, after which the phase fails."""
+    unknown: float = 600.0
+    """The same where nobody has ever answered: a wrong address or port is not going to."""
 
 
 class Outage:
@@ -114,7 +116,9 @@ class Outage:
 
     async def _back_off(self, fault: ServiceError) -> None:
         clock = asyncio.get_running_loop().time
-        left = self._began + self._patience.total - clock()
+        patience = self._patience
+        total = patience.total if self._signs else min(patience.total, patience.unknown)
+        left = self._began + total - clock()
         if left <= 0:
             raise type(fault)(
                 f"no answer for {clock() - self._began:.0f} s, given up: {fault.message}",

@@ -272,6 +272,8 @@ class FaultsConfig(Settings):
     """Seconds between two tries at most."""
     patience: float = Field(default=600.0, ge=0, le=7 * 86400)
     """Seconds without any answer, after which the phase fails; 0 fails at once. Nothing finished is lost."""
+    first_patience: float = Field(default=60.0, ge=0, le=7 * 86400)
+    """The same in a run where nobody has answered yet, as with a wrong address."""
 
 
 class ModelConfig(Settings):

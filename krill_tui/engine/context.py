@@ -97,7 +97,8 @@ class RunContext:
     @property
     def patience(self) -> Patience:
         faults = self.config.faults
-        return Patience(faults.first_wait, faults.longest_wait, faults.patience)
+        unknown = faults.patience if len(self.episodes) else faults.first_patience
+        return Patience(faults.first_wait, faults.longest_wait, faults.patience, unknown)
 
     @property
     def prompt_options(self) -> PromptOptions:

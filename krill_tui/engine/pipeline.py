@@ -106,6 +106,12 @@ class Pipeline:
             "evaluate-rl": partial(self._evaluate, "rl"),
         }
         check(self.ctx.config, [stage])
+        for setting in self.ctx.config.withheld:
+            self.ctx.note_once(
+                f"{setting} was given with a password or a key, which no run stores: give the whole address again, with "
+                f"--set {setting}=…" + (" or OPENAI_BASE_URL" if setting.startswith("model.") else ""),
+                "warning",
+            )
         for notice in notices_of(self.ctx.source) if stage != "distill" else ():
             self.ctx.note_once(notice, "warning")
         if stage != "distill" and (warning := untrained_for(self.ctx.config)):

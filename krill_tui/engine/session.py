@@ -372,12 +372,6 @@ def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: 
         ctx.note(f"{'measured with other settings' if measuring else 'settings changed'}: {changed}")
     for event in unsaid:
         ctx.emit(event)
-    for setting in config.withheld:
-        ctx.note(
-            f"{setting} was given with a password or a key, which no run stores: give the whole address again, with "
-            f"--set {setting}=…" + (" or OPENAI_BASE_URL" if setting.startswith("model.") else ""),
-            "warning",
-        )
     sync_bank_events(ctx)
     return ctx
 

@@ -16,10 +16,12 @@ def without_secrets(url: str) -> str:
     """
     try:
         parts = urlsplit(url.strip())
+        if not parts.netloc:
+            raise ValueError
         host = parts.netloc.rpartition("@")[2]
         _ = parts.port  # raises where there is none, which is how a password with a slash in it looks
     except ValueError:
-        scheme, separator, rest = url.partition("://")
+        scheme, separator, rest = url.rpartition("://")
         return f"{scheme}{separator}{SECRET_QUERY.sub('', rest.rpartition('@')[2])}"
     query = "&".join(p for p in parts.query.split("&") if p and not SECRET_QUERY.match(f"?{p}"))
     return urlunsplit((parts.scheme, host, parts.path, query, parts.fragment))

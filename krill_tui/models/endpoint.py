@@ -69,9 +69,7 @@ class ContextOverflow(ModelError):
 class Refused(ModelError):
     """The server refused this call."""
 
-    def __init__(self, message: str, said: Said, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint, unreachable=said.unreachable, permanent=said.kind == "denied")
-        self.said = said
+    said = Said("refused", "")
 
 
 class _Failed(Exception):
@@ -329,7 +327,11 @@ class Endpoint:
         line = one_line(secrets.masked(f"{self.role} at {called}: {what}"), limit=500)
         if said.kind == "context":
             return ContextOverflow(line)
-        return Refused(line, said, hint=self._advice(said))
+        error = Refused(
+            line, hint=self._advice(said), unreachable=said.unreachable, permanent=said.kind == "denied"
+        )
+        error.said = said
+        return error
 
     def _advice(self, said: Said) -> str | None:
         if said.status in (401, 403, 407):
