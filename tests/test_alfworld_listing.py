@@ -166,7 +166,7 @@ def test_an_evaluation_says_what_is_skipped_in_its_first_line_report_and_result(
     assert "valid_seen 6 of 13" in facts["notices"][0]
     first = said.err.splitlines()[1]  # after the run's name
     assert first.startswith("game files skipped, as the genuine environment does: valid_seen 6 of 13")
-    assert "valid\\_seen 6 of 13" in (run_path("r") / "report.md").read_text()
+    assert "valid_seen 6 of 13" in (run_path("r") / "report.md").read_text().replace("\\", "")
     started = [e for e in read_journal(run_path("r") / "events.jsonl") if isinstance(e, ev.RunStarted)]
     assert list(started[0].notices) == facts["notices"]
 
