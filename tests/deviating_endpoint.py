@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from functools import cache
 from itertools import pairwise
@@ -36,12 +36,11 @@ WIDTH = 4
 class Call:
     """One request."""
 
-    name: str
     path: str
     body: dict[str, Any]
-    number: int
-    """From 0, of this deviation and caller."""
-    key: str
+    key: str = ""
+    number: int = 0
+    """Of this deviation and caller."""
 
     @property
     def embeds(self) -> bool:
@@ -811,51 +810,87 @@ DEVIATIONS: tuple[Deviation, ...] = (
 class DeviatingEndpoint:
     """`url(deviation, caller)` is the base of a server that deviates in that way."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: str = "") -> None:
+        self.base = base
         self.calls: Counter[str] = Counter()
         self.keys: set[str] = set()
-        self.port = 0
-        self._acts = {_slug(deviation.name): deviation for deviation in DEVIATIONS}
+        self._acts = {_slug(deviation.name): deviation.act for deviation in DEVIATIONS}
         assert len(self._acts) == len(DEVIATIONS), "two deviations of one name"
 
     def url(self, deviation: Deviation, caller: str) -> str:
-        return f"http://127.0.0.1:{self.port}/{_slug(deviation.name)}/{caller}/v1"
+        return f"{self.base}/{_slug(deviation.name)}/{caller}/v1"
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while await self._answered(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1")
-        path = head.split(" ", 2)[1]
-        fields = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.splitlines()[1:])}
-        sent = json.loads(await reader.readexactly(int(fields["content-length"])))
-        name, caller = path.split("/")[1:3]
-        key = fields.get("authorization", "").removeprefix("Bearer ")
-        self.keys.add(key)
+    def act(self, call: Call) -> Answer:
+        name, caller = call.path.split("/")[1:3]
         number = self.calls[f"{name}/{caller}"]
         self.calls[f"{name}/{caller}"] += 1
-        said = self._acts[name].act(Call(name, path, sent, number, key))
-        if said.raw:
-            writer.write(said.raw)
-        elif said.then not in ("hang", "close") or said.body:
-            length = {} if said.then == "endless" else {"content-length": str(len(said.body))}
-            lines = [f"{name}: {value}\r\n" for name, value in {**length, **said.headers}.items()]
-            writer.write(f"HTTP/1.1 {said.status} X\r\n{''.join(lines)}\r\n".encode("latin1"))
-            writer.write(
-                b"%x\r\n%s\r\n" % (len(said.body), said.body) if said.then == "endless" else said.body
-            )
-        await writer.drain()
-        return await _follow(said.then, writer)
+        self.keys.add(call.key)
+        return self._acts[name](replace(call, number=number))
 
 
-async def _follow(then: str, writer: asyncio.StreamWriter) -> bool:
-    """What comes after an answer; returns whether the connection goes on."""
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", name)
+
+
+@asynccontextmanager
+async def deviating() -> AsyncIterator[DeviatingEndpoint]:
+    """A server that deviates in every way, each on a path of its own."""
+    endpoint = DeviatingEndpoint()
+    async with serving(endpoint.act) as base:
+        endpoint.base = base
+        yield endpoint
+
+
+@asynccontextmanager
+async def serving(act: Act) -> AsyncIterator[str]:
+    """The address of a server on this machine that answers as `act` says."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        handlers.add(task)
+        try:
+            while await _answered(act, reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            pass
+        finally:
+            handlers.discard(task)
+            writer.transport.abort()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for task in [*handlers]:
+            task.cancel()
+        await asyncio.gather(*handlers, return_exceptions=True)
+
+
+async def _answered(act: Act, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    """Answer one request; returns whether the connection goes on."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin1")
+    path = head.split(" ", 2)[1]
+    fields = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head.splitlines()[1:])}
+    sent = json.loads(await reader.readexactly(int(fields["content-length"])))
+    said = act(Call(path, sent, key=fields.get("authorization", "").removeprefix("Bearer ")))
+    if said.raw:
+        writer.write(said.raw)
+    elif said.then not in ("hang", "close") or said.body:
+        length = {} if said.then == "endless" else {"content-length": str(len(said.body))}
+        lines = [f"{name}: {value}\r\n" for name, value in {**length, **said.headers}.items()]
+        writer.write(f"HTTP/1.1 {said.status} X\r\n{''.join(lines)}\r\n".encode("latin1"))
+        chunk = b"%x\r\n%s\r\n" % (len(said.body), said.body)
+        writer.write(chunk if said.then == "endless" else said.body)
+    await writer.drain()
+    await _follow(said.then, writer)
+    return not said.then
+
+
+async def _follow(then: str, writer: asyncio.StreamWriter) -> None:
+    """What comes after an answer."""
     if then == "hang":
         await asyncio.Event().wait()
     while then == "endless":
@@ -869,36 +904,3 @@ async def _follow(then: str, writer: asyncio.StreamWriter) -> bool:
         writer.write(b"X-More: 1\r\n")
         await writer.drain()
         await asyncio.sleep(0.05)
-    return not then
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", name)
-
-
-@asynccontextmanager
-async def deviating() -> AsyncIterator[DeviatingEndpoint]:
-    """The server, on a free port of this machine."""
-    endpoint = DeviatingEndpoint()
-    handlers: set[asyncio.Task[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        handlers.add(task)
-        try:
-            await endpoint.serve(reader, writer)
-        except asyncio.CancelledError:
-            pass
-        finally:
-            handlers.discard(task)
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    endpoint.port = server.sockets[0].getsockname()[1]
-    try:
-        yield endpoint
-    finally:
-        server.close()
-        for task in [*handlers]:
-            task.cancel()
-        await asyncio.gather(*handlers, return_exceptions=True)

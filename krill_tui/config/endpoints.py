@@ -14,7 +14,7 @@ from krill_tui.io.urls import without_secrets as shown
 
 API_KEY_FIELDS = ("policy_api_key", "teacher_api_key", "embedding_api_key")
 """Of `model`."""
-NO_RESULT = (*API_KEY_FIELDS, "timeout", "max_retries", "longest_wait")
+NO_RESULT = (*API_KEY_FIELDS, "timeout", "max_retries", "first_wait", "longest_wait")
 """Fields of `model` that no result depends on."""
 KEY_HOSTS = "KRILL_KEY_HOSTS"
 """Environment variable: hosts, with commas between them, that may get the environment's key though a file names them."""

@@ -290,6 +290,8 @@ class ModelConfig(Settings):
     """Seconds a call of the policy or the embeddings may take; empty: teacher.timeout."""
     max_retries: int | None = Field(default=None, ge=0, le=100)
     """Their retries of a transient fault; empty: teacher.max_retries."""
+    first_wait: float = Field(default=0.5, gt=0, le=3600)
+    """Seconds before the first retry of a call to any of these endpoints; each further one waits twice as long."""
     longest_wait: float = Field(default=120.0, gt=0, le=86400)
     """Seconds that any of these endpoints may ask to wait before the next try; asked for more, the call fails."""
 

@@ -114,6 +114,7 @@ def _limits(config: KrillConfig) -> Limits:
         timeout=model.timeout or teacher.timeout,
         max_retries=teacher.max_retries if model.max_retries is None else model.max_retries,
         longest_wait=model.longest_wait,
+        base_delay=model.first_wait,
     )
 
 
@@ -148,6 +149,7 @@ def build_teacher(config: KrillConfig, store: RunStore, say: Say | None = None) 
             max_retries=teacher.max_retries,
             concurrency=teacher.concurrency,
             longest_wait=model.longest_wait,
+            base_delay=model.first_wait,
         ),
         say=say,
         hint=kept_back(config, "teacher", os.environ) or "check model.teacher_api_key or OPENAI_API_KEY",
