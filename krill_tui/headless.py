@@ -25,7 +25,7 @@ from krill_tui.engine.state import LogLine, PhaseView, RunState
 from krill_tui.errors import EXIT_CANCELLED, EXIT_FAILURE, KrillError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import AFTER_THE_END, JournalFollower
-from krill_tui.io.streams import say
+from krill_tui.io.streams import is_dumb, say
 from krill_tui.io.text import ascii_json, one_line, plain, plain_line
 
 if TYPE_CHECKING:
@@ -175,7 +175,11 @@ def make_view(display: str, state: RunState, stream: TextIO | None = None) -> Vi
     if display == "none":
         return SilentView()
     console = make_console(stream)
-    return BarView(console, state) if console.is_terminal else LineView(console, state)
+    return (
+        LineView(console, state)
+        if is_dumb(os.environ) or not console.is_terminal
+        else BarView(console, state)
+    )
 
 
 class _Console(Console):

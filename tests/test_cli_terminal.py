@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
-import os
-import pty
-import select
-import struct
-import subprocess
-import sys
-import termios
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from benchmarks.reliability.pseudo_terminal import PseudoTerminal
 from krill_tui import headless
 from krill_tui.engine.run_store import run_path
 from krill_tui.engine.state import RunState
@@ -97,47 +89,6 @@ def test_durations_read_easily(seconds: float | None, said: str) -> None:
     assert headless.duration(seconds) == said
 
 
-class Terminal:
-    """A command in a pseudo-terminal of 120x40."""
-
-    def __init__(self, *arguments: str, cwd: Path) -> None:
-        self.screen = bytearray()
-        self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "krill_tui", *arguments],
-            cwd=cwd,
-            env=environment,
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self._watchdog = threading.Timer(60, self.process.kill)
-        self._watchdog.start()
-
-    def read_until(self, happened: Callable[[], bool]) -> None:
-        """Keep the screen's output flowing until something happened, or the command ended."""
-        while not happened():
-            if select.select([self._master], [], [], 0.05)[0]:
-                try:
-                    self.screen += os.read(self._master, 65536)
-                except OSError:  # the command has ended
-                    return
-
-    def type(self, keys: str) -> None:
-        os.write(self._master, keys.encode())
-
-    def finish(self) -> int:
-        self.read_until(lambda: False)
-        code = self.process.wait()
-        self._watchdog.cancel()
-        os.close(self._master)
-        return code
-
-
 def journal_has(name: str, kind: type[ev.BaseEvent]) -> Callable[[], bool]:
     follower = JournalFollower(run_path(name) / "events.jsonl")
     return lambda: any(isinstance(event, kind) for event in follower.read_new())
@@ -146,7 +97,7 @@ def journal_has(name: str, kind: type[ev.BaseEvent]) -> Callable[[], bool]:
 def test_in_a_terminal_a_command_opens_the_app_and_its_result_stays_when_it_closes(tmp_path: Path) -> None:
     expert = ("collect", "--mock", "--policy", "expert", "--set", "env.max_steps=30")
     arguments = (*expert, "--episodes", "4", "--run", "mine")
-    terminal = Terminal(*arguments, cwd=tmp_path)
+    terminal = PseudoTerminal(*arguments, cwd=tmp_path)
     # The journal may be ahead of the screen: a key is for what is seen.
     terminal.read_until(lambda: b"completed" in terminal.screen)
     terminal.type("q")
@@ -159,7 +110,7 @@ def test_in_a_terminal_a_command_opens_the_app_and_its_result_stays_when_it_clos
 
 
 def test_bare_krill_opens_the_app_and_q_leaves_it(tmp_path: Path) -> None:
-    terminal = Terminal(cwd=tmp_path)
+    terminal = PseudoTerminal(cwd=tmp_path)
     terminal.read_until(lambda: b"collect" in terminal.screen.lower())
     terminal.type("q")
     code = terminal.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -15,6 +16,7 @@ import typer
 
 from krill_tui.errors import UsageError
 from krill_tui.io.json_text import NotJson, loads
+from krill_tui.io.streams import is_dumb
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -149,6 +151,23 @@ def parse_assignment(assignment: str) -> dict[str, object]:
         value = {name: value}
     assert isinstance(value, dict)
     return value
+
+
+def in_terminal() -> bool:
+    """Whether a person reads the output and types the input, in a terminal that can do more than lines."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and not is_dumb(os.environ)
+
+
+def needs_terminal() -> None:
+    """Refuse where the app could not be shown: it reads standard input, and draws on standard error.
+
+    Raises:
+        UsageError: one of them is no terminal.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UsageError(
+            "the app needs a terminal", hint="krill train works without one; krill --help lists the rest"
+        )
 
 
 def with_options(function: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ import typer
 from krill_tui.cli.options import Options, resolve_config
 from krill_tui.cli.work import given
 from krill_tui.errors import UsageError
+from krill_tui.io import streams
 
 HELP = "Make or show a panel: games, content hashes, seeds and settings of an evaluation, in a file."
 
@@ -53,7 +54,9 @@ def make(
         raise UsageError(f"a panel holds at most {MOST_GAMES} games and {MOST_EPISODES} episodes")
     panel = make_panel(path.stem, build_source(config), config)
     write_output(path, panel_text(panel))
-    print(f"wrote {path}: {len(panel.games)} games, {len(panel.episodes)} episodes, digest {panel.digest}")
+    streams.show(
+        f"wrote {path}: {len(panel.games)} games, {len(panel.episodes)} episodes, digest {panel.digest}"
+    )
 
 
 def show(
@@ -75,7 +78,7 @@ def show(
         "settings": panel.settings,
     }
     if as_json:
-        print(json.dumps(facts))
+        streams.show_json(facts)
         return
     from krill_tui.headless import make_console, print_line
 

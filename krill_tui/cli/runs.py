@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from krill_tui.cli.options import Display, Options
+from krill_tui.cli.options import Display, Options, in_terminal, needs_terminal
 from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
 from krill_tui.io.json_text import loads_leniently
 from krill_tui.io.streams import say, show, show_json, show_text
@@ -227,7 +226,9 @@ COMMANDS: dict[str, Callable[..., None]] = {"runs": runs, "watch": watch, "repla
 
 def _wants_app(options: Options) -> bool:
     if options.display in (None, Display.AUTO):
-        return sys.stdin.isatty() and sys.stdout.isatty()
+        return in_terminal()
+    if options.display is Display.APP:
+        needs_terminal()
     return options.display is Display.APP
 
 

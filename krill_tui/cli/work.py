@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from krill_tui.cli.names import fresh_name
-from krill_tui.cli.options import Display, Options, resolve_config
+from krill_tui.cli.options import Display, Options, in_terminal, needs_terminal, resolve_config
 from krill_tui.errors import EXIT_BROKEN_PIPE, DataError, UsageError
 from krill_tui.io.streams import say, show, show_json
 
@@ -44,10 +44,7 @@ def bare(options: Options) -> None:
     """Open the app: on `--run`, else on the last run, else on a fresh one."""
     from krill_tui.engine.run_store import list_runs
 
-    if not _in_terminal() and options.display is not Display.APP:
-        raise UsageError(
-            "the app needs a terminal", hint="krill train works without one; krill --help lists the rest"
-        )
+    needs_terminal()
     runs = list_runs()
     name = (runs[0] if runs else fresh_name(runs)) if options.run is None else options.run
     planned = _plan_run(options, {}, name)
@@ -394,13 +391,11 @@ def _newest_cold_start(options: Options) -> Path | None:
 
 def _choose_display(wanted: Display | None, json_result: bool) -> Display:
     if wanted in (None, Display.AUTO):
-        return Display.APP if _in_terminal() and not json_result else Display.PLAIN
+        return Display.APP if in_terminal() and not json_result else Display.PLAIN
     assert wanted is not None
+    if wanted is Display.APP:
+        needs_terminal()
     return wanted
-
-
-def _in_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _print_results(session: Session) -> None:

@@ -133,7 +133,8 @@ def write_report(state: RunState, path: Path) -> None:
                 f"| {title} | {markdown_text(e.split)} | {percent(e.overall)} | {' | '.join(cells)} | {e.mean_steps:.1f} |"
             )
         notes = [
-            f"- {title}: panel {markdown_text(e.panel)}, digest {e.panel_digest}; what was played: {e.played}"
+            f"- {title}: panel {markdown_text(e.panel)}, digest {markdown_text(e.panel_digest)};"
+            f" what was played: {markdown_text(e.played)}"
             for title, e in rows
             if e.panel
         ]

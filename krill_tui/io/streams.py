@@ -11,6 +11,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from krill_tui.io.secrets import masked, masked_json
@@ -68,6 +69,11 @@ class _Output(io.TextIOWrapper):
         except OSError as error:
             error.filename = self.label
             raise
+
+
+def is_dumb(environment: Mapping[str, str]) -> bool:
+    """Whether `TERM` names a terminal that shows lines and no more, or none at all."""
+    return environment.get("TERM", "").lower() in ("", "dumb", "unknown")
 
 
 def show(text: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App
+from textual.driver import Driver
 from textual.screen import Screen
 
 from krill_tui.errors import KrillError
+from krill_tui.io.streams import is_dumb
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import REDRAW_SECONDS, Bridge, EmptySource, SessionSource, Source
 from krill_tui.tui.palette import KrillCommands
@@ -46,6 +49,8 @@ class KrillApp(App[None]):
         self, session: Session | None = None, *, source: Source | None = None, autostart: Sequence[str] = ()
     ) -> None:
         """`source` shows another run than the session's; `autostart` names phases to launch at once."""
+        if is_dumb(os.environ):  # somebody asked for the app all the same; Rich would take it for 80x25
+            os.environ["TERM"] = "xterm-256color"
         super().__init__()
         self.session = session
         self.autostart = autostart
@@ -55,6 +60,15 @@ class KrillApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = DARK.name
+
+    def get_driver_class(self) -> type[Driver]:
+        """Ours in place of Textual's own for a terminal; others, as for a browser, stay."""
+        found = super().get_driver_class()
+        if found.__name__ != "LinuxDriver":
+            return found
+        from krill_tui.tui.driver import TolerantDriver
+
+        return TolerantDriver
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """The sheet's own variables, for themes that do not set them."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from textual import events
+from textual.geometry import Size
 from textual.widgets import Input, Static, TextArea
 
 from krill_tui.events import schema as ev
@@ -154,8 +157,36 @@ async def test_a_form_without_a_principle_is_not_saved_and_escape_changes_nothin
         assert isinstance(app.screen, SkillForm)
         assert "needs a name and a principle" in shown(app)
         await pilot.press("escape")
+        assert "What you typed would be lost" in shown(app)
+        await pilot.press("escape")
+        assert isinstance(app.screen, SkillForm)
+        assert app.screen.query_one("#name", Input).value == "n"
+        await pilot.press("escape", "y")
         assert isinstance(app.screen, SkillsScreen)
+        await pilot.press("a", "escape")
+        assert isinstance(app.screen, SkillsScreen), "nothing was typed: nothing is asked"
         assert len(session_of(app).script.events) == before
+
+
+async def test_a_search_without_a_hit_says_so() -> None:
+    app = live(running_run())
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("f2", "slash", *"nowhere")
+        text = await drawn(pilot)
+        assert "No skill matches “nowhere”." in text
+        assert "No skills yet" not in text
+        await pilot.press("escape")
+        assert "Open what is shut" in await drawn(pilot)
+
+
+async def test_lines_that_are_pasted_are_joined() -> None:
+    app = live(running_run())
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("f2", "a")
+        name = app.screen.query_one("#name", Input)
+        name.post_message(events.Paste("Look first,\r\n\n  then take\n"))
+        await pilot.pause()
+        assert name.value == "Look first, then take"
 
 
 async def test_a_skill_is_disabled_enabled_and_retired() -> None:
@@ -311,3 +342,16 @@ async def test_function_keys_go_from_screen_to_screen_and_q_goes_back() -> None:
         await pilot.press("q")
         assert isinstance(app.screen, DashboardScreen)
         assert app.is_running
+
+
+@pytest.mark.parametrize("keys", [[], ["question_mark"]])
+async def test_a_size_that_the_terminal_no_longer_has_is_not_drawn(keys: list[str]) -> None:
+    """A window that is dragged quickly leaves such events behind, and each layout for one would beget another."""
+    app = live(running_run())
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press(*keys)
+        app.screen.post_message(events.Resize(Size(60, 20), Size(60, 20)))
+        await pilot.pause()
+        assert app.screen.size == Size(*SIZE)
+        await pilot.resize_terminal(60, 20)
+        assert app.screen.size == Size(60, 20)

@@ -9,6 +9,7 @@ from textual.screen import Screen
 from krill_tui.errors import KrillError
 from krill_tui.tui import keys
 from krill_tui.tui.bridge import Bridge
+from krill_tui.tui.screens.sized import NewestSize
 from krill_tui.tui.widgets.key_footer import KeyFooter
 from krill_tui.tui.widgets.status_bar import StatusBar
 
@@ -18,7 +19,7 @@ HEIGHTS = [(0, "-short"), (16, "-medium")]
 REPLAY_ACTIONS = frozenset({"seek", "seek_start", "seek_end", "speed"})
 
 
-class KrillScreen(Screen[None]):
+class KrillScreen(NewestSize, Screen[None]):
     """A full screen over a run."""
 
     SCOPES: ClassVar[tuple[keys.Scope, ...]] = ("screen", "app")

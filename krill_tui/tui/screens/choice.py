@@ -13,9 +13,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
 from krill_tui.io.text import plain
+from krill_tui.tui.screens.sized import NewestSize
 
 
-class ChoiceScreen(ModalScreen[str]):
+class ChoiceScreen(NewestSize, ModalScreen[str]):
     """Dismissed with the chosen value; escape chooses "", which must be the harmless answer."""
 
     BINDINGS: ClassVar = [Binding("escape", "choose('')", show=False)]

@@ -14,6 +14,7 @@ from textual.widgets import Static
 from krill_tui.events.schema import Event, Rate
 from krill_tui.io.text import one_line, plain
 from krill_tui.skill import Skill, SkillProposal
+from krill_tui.tui.screens.sized import NewestSize
 from krill_tui.tui.wording import HEADING, MUTED, percent
 
 _HIDDEN = {"kind", "seq", "time"}
@@ -60,7 +61,7 @@ def _lines(value: object) -> list[Content]:
     return [Content(plain(str(value)).strip())]
 
 
-class DetailScreen(ModalScreen[None]):
+class DetailScreen(NewestSize, ModalScreen[None]):
     BINDINGS: ClassVar = [Binding("escape,q,b,enter", "dismiss", show=False)]
 
     def __init__(self, title: str, body: Content) -> None:

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from krill_tui.tui import keys
+from krill_tui.tui.screens.sized import NewestSize
 from krill_tui.tui.wording import HEADING, KEY, MUTED
 
 KEY_COLUMN = 18
@@ -29,7 +30,7 @@ def help_text(scopes: Sequence[keys.Scope]) -> Content:
     return Content("\n\n").join(parts)
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(NewestSize, ModalScreen[None]):
     BINDINGS: ClassVar = [Binding("escape,q,question_mark,f1", "dismiss", show=False)]
 
     def __init__(self, scopes: Sequence[keys.Scope]) -> None:

@@ -73,6 +73,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 class RunList(SearchableList):
     noun = "runs"
+    one = "run"
 
     def __init__(self, clock: Callable[[float], str]) -> None:
         super().__init__()

@@ -15,6 +15,9 @@ from textual.widgets import Button, Input, Label, Static, TextArea
 
 from krill_tui.io.text import one_line, plain
 from krill_tui.skill import GENERAL
+from krill_tui.tui.screens.choice import ChoiceScreen
+from krill_tui.tui.screens.sized import NewestSize
+from krill_tui.tui.widgets.line_input import LineInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class SkillDraft:
     tier: str = GENERAL
 
 
-class SkillForm(ModalScreen[SkillDraft | None]):
+class SkillForm(NewestSize, ModalScreen[SkillDraft | None]):
     """Dismissed with the draft when it was saved, with None otherwise."""
 
     BINDINGS: ClassVar = [
@@ -40,12 +43,13 @@ class SkillForm(ModalScreen[SkillDraft | None]):
         self.heading = title
         self.draft = draft
         self.tiers = tiers
+        self._at_first = draft
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -form"):
             yield Static(self.heading, classes="dialog-title", markup=False)
             yield Label("Name", id="name-label")
-            yield Input(
+            yield LineInput(
                 plain(self.draft.name), id="name", select_on_focus=False, compact=True, max_length=200
             )
             yield Label("Principle: what to do")
@@ -53,9 +57,9 @@ class SkillForm(ModalScreen[SkillDraft | None]):
             area.cursor_blink = False
             yield area
             yield Label("When to apply")
-            yield Input(plain(self.draft.when_to_apply), id="when", compact=True, max_length=500)
+            yield LineInput(plain(self.draft.when_to_apply), id="when", compact=True, max_length=500)
             yield Label(Content(f"Tier: {' '.join(map(one_line, self.tiers))}, or another category"))
-            yield Input(plain(self.draft.tier), id="tier", compact=True, max_length=60)
+            yield LineInput(plain(self.draft.tier), id="tier", compact=True, max_length=60)
             yield Static("", id="form-problem", markup=False)
             with Horizontal(classes="dialog-buttons"):
                 yield Button(Content.assemble(("^s", "bold underline"), "  Save"), id="save", compact=True)
@@ -65,6 +69,7 @@ class SkillForm(ModalScreen[SkillDraft | None]):
         for field in self.query(Input):
             field.cursor_blink = False
         self.query_one("#name", Input).focus()
+        self._at_first = self._written()
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
         if event.button.id == "save":
@@ -73,15 +78,33 @@ class SkillForm(ModalScreen[SkillDraft | None]):
             self.action_leave()
 
     def action_leave(self) -> None:
-        self.dismiss(None)
+        """Leave; what was typed is thrown away only after a question."""
+        if self._written() == self._at_first:
+            self.dismiss(None)
+            return
+        self.app.push_screen(
+            ChoiceScreen(
+                "Leave without saving?",
+                "What you typed would be lost.",
+                {"leave": ("y", "Leave"), "": ("n", "Go on writing")},
+            ),
+            self._leave,
+        )
 
-    def action_save(self) -> None:
-        draft = SkillDraft(
+    def _leave(self, answer: str | None) -> None:
+        if answer:
+            self.dismiss(None)
+
+    def _written(self) -> SkillDraft:
+        return SkillDraft(
             name=self.query_one("#name", Input).value.strip(),
             principle=self.query_one("#principle", TextArea).text.strip(),
             when_to_apply=self.query_one("#when", Input).value.strip(),
             tier=self.query_one("#tier", Input).value.strip() or GENERAL,
         )
+
+    def action_save(self) -> None:
+        draft = self._written()
         if not draft.name or not draft.principle:
             self.query_one("#form-problem", Static).update("A skill needs a name and a principle.")
             return

@@ -48,6 +48,7 @@ WELCOME = _welcome()
 
 class EpisodeList(SearchableList):
     noun = "episodes"
+    one = "episode"
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

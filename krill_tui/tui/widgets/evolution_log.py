@@ -37,6 +37,7 @@ def wrapped(text: str, width: int) -> tuple[str, ...]:
 
 class EvolutionLog(SearchableList):
     noun = "evolution"
+    one = "line of the log"
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id, follow=True)

@@ -88,7 +88,7 @@ class LineList(ScrollView, can_focus=True):
 
     @property
     def empty(self) -> Content:
-        """What stands here while there are no rows."""
+        """What stands here while there are no rows and none are searched for."""
         return self._empty
 
     @empty.setter
@@ -97,12 +97,17 @@ class LineList(ScrollView, can_focus=True):
         self._empty_strips = (-1, [])
         self.refresh()
 
+    def nothing(self) -> Content:
+        """What stands here now that there are no rows."""
+        return self._empty
+
     def set_rows(self, rows: Sequence[Row]) -> None:
         """Replace all rows; the cursor stays on its row, or near where that was."""
         before = self.cursor_row
         at_end = self.follow and (before is None or self._group_end(self._cursor) == len(self.rows))
         offset = self._cursor - self.scroll_offset.y
         self.rows = rows
+        self._empty_strips = (-1, [])
         self.virtual_size = Size(self.scrollable_content_region.width, len(rows))
         if at_end:
             self._cursor = self._pickable(len(rows) - 1, -1)
@@ -251,7 +256,7 @@ class LineList(ScrollView, can_focus=True):
     def _empty_line(self, y: int, width: int) -> Strip:
         if self._empty_strips[0] != width:
             style = self.visual_style
-            lines = [Content(""), *self._empty.wrap(max(1, width - 1))]
+            lines = [Content(""), *self.nothing().wrap(max(1, width - 1))]
             if len(lines) > self.size.height:
                 lines = [line for line in lines if line.plain.strip()]
             strips = [

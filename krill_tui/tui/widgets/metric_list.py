@@ -37,6 +37,7 @@ def ordered_metrics(names: Iterable[str]) -> list[str]:
 
 class MetricList(SearchableList):
     noun = "curves"
+    one = "curve"
 
     def __init__(self, *, id: str | None = None, with_results: bool = True) -> None:
         super().__init__(id=id)

@@ -8,7 +8,10 @@ from textual.content import Content
 from textual.widgets import Input
 
 from krill_tui.engine.state import RunState
+from krill_tui.io.text import one_line
+from krill_tui.tui.widgets.line_input import LineInput
 from krill_tui.tui.widgets.line_list import LineList, Row
+from krill_tui.tui.wording import MUTED
 
 
 class SearchableList(LineList):
@@ -16,6 +19,8 @@ class SearchableList(LineList):
 
     noun = "rows"
     """What the search line says it searches."""
+    one = "row"
+    """A single one of them."""
 
     def __init__(self, *, id: str | None = None, follow: bool = False) -> None:
         super().__init__(id=id, follow=follow)
@@ -41,6 +46,10 @@ class SearchableList(LineList):
         self._drawn = stamp
         self.set_rows(self.make_rows(state))
         return True
+
+    def nothing(self) -> Content:
+        searched = one_line(self.query_text, limit=40)
+        return Content.styled(f"No {self.one} matches “{searched}”.", MUTED) if searched else self.empty
 
     def first_hit(self) -> str | None:
         """Key of the row a search goes to."""
@@ -73,7 +82,7 @@ class Pane(Vertical):
         super().__init__(id=id)
         self.list = list_
         self.number = number
-        self.search_input = Input(placeholder=f"search {list_.noun}", select_on_focus=False, compact=True)
+        self.search_input = LineInput(placeholder=f"search {list_.noun}", select_on_focus=False, compact=True)
         self.search_input.cursor_blink = False
         self.state = RunState()
 

@@ -17,6 +17,7 @@ TIER = "tier:"
 
 class SkillTree(SearchableList):
     noun = "skills"
+    one = "skill"
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
