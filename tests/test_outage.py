@@ -271,14 +271,12 @@ def dataset(folder: Path, games: int, broken: int) -> dict[str, object]:
             folder / f"json_2.1.1/valid_seen/pick_heat_then_place_in_recep-Mug-None-CounterTop-{n}/trial_{n}"
         )
         place.mkdir(parents=True)
-        write_game(
-            place,
-            **(
-                {"pddl_problem": "(define (problem kitchen) (:init) (:goal (nonsense)))"}
-                if n < broken
-                else {}
-            ),
-        )
+        whole = write_game(place)
+        if n < broken:
+            size = whole.stat().st_size
+            write_game(place, pddl_problem="(define (problem kitchen) (:init) (:goal (nonsense)))")
+            # A file of another size would be another dataset.
+            whole.write_bytes(whole.read_bytes().ljust(size))
     return GOOD | {"data_dir": str(folder)}
 
 

@@ -63,7 +63,7 @@ def test_each_stage_is_measured_on_its_own_weights_whatever_was_trained_before(
 
     # More of the cold start would change what RL came from.
     code, _, err = krill("sft", "--run", "x", "--display", "none", "--set", "sft.epochs=2")
-    assert code == 2 and "RL has begun in this run (rl-1)" in err
+    assert code == 2 and "sft.epochs 1 -> 2" in err and "--fork" in err
 
     # More RL makes other weights: the old number is not shown for them.
     code, _, err = krill("train", "--run", "x", "--display", "none", "--set", "rl.training_epochs=2")
