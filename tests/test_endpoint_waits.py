@@ -171,6 +171,31 @@ async def test_what_one_call_learned_of_an_endpoint_the_next_ones_know() -> None
     assert len(bodies) == learned + 1 and len(said) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "messages: text content blocks must be non-empty",
+        "Invalid 'messages[0].content': empty string.",
+        "String should have at least 1 character",
+        "system: content cannot be empty",
+    ],
+)
+async def test_an_empty_system_message_is_left_out_where_it_is_refused(words: str) -> None:
+    bodies: list[list[str]] = []
+
+    def act(call: Call) -> Answer:
+        bodies.append(call.roles)
+        return refusal(400, words)(call) if "system" in call.roles else fine(call)
+
+    said: list[str] = []
+    async with serving(act) as base:
+        model = chat_at(base, said)
+        for _ in range(2):
+            await model.complete([{"role": "system", "content": ""}, *HELLO])
+        await model.close()
+    assert bodies == [["system", "user"], ["user"], ["user"]] and len(said) == 1
+
+
 async def test_a_recorded_answer_comes_back_with_its_thought_and_its_end(tmp_path) -> None:
     async with serving(lambda call: answer(chat(None, "length", reasoning_content="hm"))) as base:
         model = chat_at(base, [])

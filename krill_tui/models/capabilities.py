@@ -27,6 +27,9 @@ class Capabilities:
     least: dict[str, float] = field(default_factory=dict)
     folds_system: bool = False
     """There is no system role: its text begins the first user message."""
+    drops_empty_system: bool = False
+    """A system message that says nothing is refused. Elsewhere it is sent: without one, a chat template may put in words
+    of its own."""
 
     @classmethod
     def of(cls, model: str) -> Capabilities:
@@ -56,6 +59,11 @@ class Capabilities:
                 return ""
             self.folds_system = True
             return "it knows no system role, so the system text begins the first message"
+        if said.kind == "empty":
+            if self.drops_empty_system:
+                return ""
+            self.drops_empty_system = True
+            return "it takes no empty message, so an empty system message is left out"
         name = said.parameter
         if said.kind != "parameter" or name not in sent:
             return ""
@@ -78,17 +86,15 @@ class Capabilities:
         return other if other and other not in self.refused else None
 
     def _messages(self, messages: list[Mapping[str, str]]) -> list[dict[str, str]]:
-        written = [
-            {
-                "role": m["role"],
-                "content": m["content"]
-                if m["content"].strip()
-                else (EMPTY_REPLY if m["role"] == "assistant" else EMPTY_MESSAGE),
-            }
-            for m in messages
-            # A system message that says nothing is none.
-            if m["role"] != "system" or m["content"].strip()
-        ]
+        written: list[dict[str, str]] = []
+        for message in messages:
+            role, content = message["role"], message["content"]
+            if not content.strip():
+                if role == "system" and (self.drops_empty_system or self.folds_system):
+                    continue
+                stand_in = {"assistant": EMPTY_REPLY, "user": EMPTY_MESSAGE}
+                content = stand_in.get(role, content)
+            written.append({"role": role, "content": content})
         if self.folds_system and len(written) > 1 and written[0]["role"] == "system":
             system, first, *rest = written
             return [{"role": "user", "content": f"{system['content']}\n\n{first['content']}"}, *rest]

@@ -169,7 +169,7 @@ class Endpoint:
         if said.kind == "context" and said.room and "max_tokens" in body and said.room < body["max_tokens"]:
             body["max_tokens"] = said.room
             return said.room >= _SHORTEST_REPLY
-        if not self._adapts or said.kind not in ("parameter", "system"):
+        if not self._adapts or said.kind not in ("parameter", "system", "empty"):
             return False
         if self.takes.written(body) != sent:
             return True  # learned from another call in the meantime

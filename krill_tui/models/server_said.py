@@ -9,6 +9,7 @@ vLLM, SGLang, llama.cpp, Ollama, TGI, Anthropic, Gemini, Mistral and the proxies
 | context | the conversation is too long: ends the episode by `context limit`; asked again with fewer tokens if that fits |
 | parameter | left out, renamed or bound from now on, and asked again at once |
 | system | the system text begins the first user message from now on |
+| empty | an empty system message is left out from now on |
 | batch | half as many texts in a call from now on |
 | filtered | a filter refused this prompt: this call has no answer |
 | refused | this call is wrong: its error, at once |
@@ -30,7 +31,7 @@ from typing import Literal
 
 from krill_tui.io.text import one_line
 
-Kind = Literal["busy", "context", "parameter", "system", "batch", "filtered", "refused", "denied"]
+Kind = Literal["busy", "context", "parameter", "system", "empty", "batch", "filtered", "refused", "denied"]
 
 LONGEST_WORDS = 300
 """Characters of a server's words that an error repeats."""
@@ -129,6 +130,7 @@ _FILTER_CODES = frozenset(
 )
 _FILTER = re.compile(r"content management policy|content filter|content policy|safety system", re.IGNORECASE)
 _BATCH = re.compile(r"too large to process|batch size|too many (?:inputs?|texts?)", re.IGNORECASE)
+_EMPTY = re.compile(r"\bempty\b|non-?empty|non-whitespace|at least 1 char|too_short", re.IGNORECASE)
 _NO_SYSTEM = re.compile(
     r"system[ _](?:role|message|prompt|instruction)s?\b.{0,60}\b(?:not|n't|un|only|invalid|disallow)"
     r"|(?:not|n't|un)\w* (?:support|allow|accept|enabl|permit)\w*.{0,40}\bsystem\b"
@@ -214,6 +216,8 @@ def read_refusal(
         return said("denied")
     if _has_system(sent) and _NO_SYSTEM.search(words):
         return said("system")
+    if _has_system(sent, empty=True) and status in (400, 422, 500) and _EMPTY.search(words):
+        return said("empty")
     if parameter:
         return said("parameter", parameter=parameter, bound=_bound(parameter, words, sent))
     if status in _DENIED:
@@ -333,9 +337,12 @@ def _room(words: str) -> int | None:
     return None
 
 
-def _has_system(sent: Mapping[str, object]) -> bool:
+def _has_system(sent: Mapping[str, object], *, empty: bool = False) -> bool:
+    """Whether the call has a system message; with `empty`, whether it has one that says nothing."""
     messages = sent.get("messages")
-    return isinstance(messages, list) and any(m.get("role") == "system" for m in messages)
+    if not isinstance(messages, list):
+        return False
+    return any(m.get("role") == "system" and not (empty and m["content"].strip()) for m in messages)
 
 
 def _parsed(text: str) -> object:
