@@ -17,7 +17,7 @@ from rich.text import Text
 
 from krill_tui.envs.base import Environment, FreeActions, StepResult, TaskSource
 from krill_tui.envs.webshop.pages import QUERY_HINT
-from krill_tui.errors import DataError, EnvironmentFailure, UsageError
+from krill_tui.errors import EnvironmentFailure, KrillError, UsageError
 from krill_tui.headless import make_console, print_line
 from krill_tui.io.text import one_line, plain_line
 from krill_tui.skills.formats.records import digest, utf8
@@ -273,7 +273,7 @@ class _Table:
             return
         try:
             save_trajectories(path, [self.game.trajectory()])
-        except DataError as error:
+        except KrillError as error:
             self._say(str(error), "red")
             return
         self._written.add(path)

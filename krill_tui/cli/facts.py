@@ -13,6 +13,7 @@ import typer
 
 from krill_tui.cli.options import Options
 from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
+from krill_tui.io.files import check_output
 from krill_tui.io.streams import show_json
 from krill_tui.io.text import one_line
 
@@ -102,6 +103,7 @@ def convert(
         raise UsageError(f"'{source_format}' cannot be converted", hint=f"known: {known}")
     if os.path.exists(output) and os.path.exists(source) and os.path.samefile(output, source):
         raise UsageError(f"{output} would be written over what is read", hint="name another file for OUT")
+    check_output(output)
     if source_format == "to-rust":
         made = formats.convert_to_rust(source, limit)
         formats.save_rust(output, made.trajectories)

@@ -13,6 +13,7 @@ import typer
 
 from krill_tui.cli.options import Display, Options, in_terminal, needs_terminal
 from krill_tui.errors import EXIT_FAILURE, DataError, UsageError
+from krill_tui.io.files import check_output, write_output
 from krill_tui.io.json_text import loads_leniently
 from krill_tui.io.streams import say, show, show_json, show_text
 from krill_tui.io.text import one_line
@@ -124,6 +125,7 @@ def report(
     if verify and svg is not None:
         raise UsageError("--verify and --svg are two questions", hint="ask one at a time")
     if svg is not None:
+        check_output(svg)
         _write_curves([existing_run(name) for name in names], svg)
         return
     if len(names) > 1:
@@ -175,7 +177,6 @@ def _verify(path: Path, options: Options, as_json: bool) -> None:
 
 def _write_curves(folders: Sequence[Path], path: Path) -> None:
     from krill_tui.engine.curves import curves_svg, read_curves
-    from krill_tui.io.files import write_output
 
     runs = [read_curves(folder / "events.jsonl") for folder in folders]
     if not any(run.curves for run in runs):

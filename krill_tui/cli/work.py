@@ -15,6 +15,7 @@ import typer
 from krill_tui.cli.names import fresh_name
 from krill_tui.cli.options import Display, Options, in_terminal, needs_terminal, resolve_config
 from krill_tui.errors import EXIT_BROKEN_PIPE, DataError, UsageError
+from krill_tui.io.files import check_output, write_output
 from krill_tui.io.streams import say, show, show_json
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def collect(
 ) -> None:
     """Phase 1: the base policy plays; successes and failures are kept."""
     typed = {"collect": given(episodes=episodes), "policy": given(kind=policy)}
+    check_output(output)
 
     def finish(session: Session) -> None:
         from krill_tui.skills.formats.trajectories import save_trajectories
@@ -92,13 +94,12 @@ def distill(
     """Phase 2: the teacher turns episodes into skills."""
 
     def finish(session: Session) -> None:
-        from krill_tui.io.files import write_output
-
         session.bank.flush()
         write_output(output, session.store.bank_file.read_text(encoding="utf-8"))
         show(f"wrote {output}: {len(session.bank)} skills")
 
     typed = {"teacher": given(kind=teacher)}
+    check_output(output)
     _start(options, ["distill"], typed, trajectories=(trajectories, DEFAULT_TRAJECTORIES), finish=finish)
 
 

@@ -179,7 +179,9 @@ class RunStore:
             StorageError: it cannot be written.
         """
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (path, path / "checkpoints"):
+                folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise UsageError(f"{path}: cannot be created: {(error.strerror or '').lower()}") from None
         locked = RunLockedError(
