@@ -179,6 +179,16 @@ def launched_ranks() -> Ranks:
     return Ranks(Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]))
 
 
+_PEER_LOST = ("gloo", "nccl", "connection reset by peer", "connection closed by peer", "timed out waiting")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of the group is gone; the group cannot go on then."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _PEER_LOST)
+
+
 def free_memory(device: str) -> int:
     """Bytes that a device has left; the CPU and Apple's GPUs have the machine's."""
     if device.startswith("cuda"):

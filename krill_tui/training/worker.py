@@ -71,6 +71,7 @@ from krill_tui.training.ranks import (
     ALONE,
     Ranks,
     free_memory,
+    is_lost_peer,
     is_out_of_memory,
     launched_ranks,
     release_memory,
@@ -91,7 +92,7 @@ class Worker:
 
     def __init__(self, send: Callable[[BaseModel], None], ranks: Ranks = ALONE) -> None:
         self._send = send
-        self._ranks = ranks
+        self.ranks = ranks
         self._trainer: Trainer | None = None
         self._sampler: Sampler | None = None
         """Made when something is sampled: it holds a second copy of the weights."""
@@ -130,16 +131,16 @@ class Worker:
             case FreezeReferenceRequest():
                 self._loaded.start_phase()
             case SaveRequest():
-                with self._ranks.together():
-                    if self._ranks.index == 0:
+                with self.ranks.together():
+                    if self.ranks.index == 0:
                         save_checkpoint(self._loaded, Path(request.directory))
             case TokenizeRequest():
                 return self._tokens(request)
             case DecodeRequest():
                 return TextReply(text=self._loaded.policy.chat.reply_text(request.ids))
             case ExportRequest():
-                with self._ranks.together():
-                    if self._ranks.index == 0:
+                with self.ranks.together():
+                    if self.ranks.index == 0:
                         export_adapter(self._loaded, Path(request.directory))
                 return ExportedReply(version=self._loaded.version)
             case CloseRequest():
@@ -155,12 +156,12 @@ class Worker:
     def _load(self, request: LoadRequest) -> LoadedReply:
         if request.threads:
             torch.set_num_threads(request.threads)
-        sharding = self._ranks.sharding
+        sharding = self.ranks.sharding
         if sharding and request.episodes:
             raise ModelError(
                 "a policy whose weights are sharded is not sampled by the worker", hint=_SAMPLE_BY
             )
-        device = self._ranks.device or request.device
+        device = self.ranks.device or request.device
         start = Path(request.checkpoint) if request.checkpoint else None
         shape = _shape_of(start) if start else None
         settings = ModelSettings(
@@ -183,9 +184,9 @@ class Worker:
         wanted = (request.model, request.dtype, device, date, sampling)
         if self._base is None or self._base_source != wanted:
             self._base = self._sharded = None
-            self._estimate_memory(request, choose_device(device), self._ranks.count if sharding else 1)
+            self._estimate_memory(request, choose_device(device), self.ranks.count if sharding else 1)
             if sharding:
-                base, chat, self._sharded = load_sharded(*wanted[:2], self._ranks, sharding, date)
+                base, chat, self._sharded = load_sharded(*wanted[:2], self.ranks, sharding, date)
                 self._base = base, chat
                 self._say_shares(self._sharded)
             else:
@@ -193,7 +194,7 @@ class Worker:
         # Until this has gone well, adapters that were put into it may still be there.
         known, self._base_source = self._base_source == wanted, None
         policy = PolicyModel(*self._base, settings, name=request.model, sharded=self._sharded)
-        trainer = Trainer(policy, token_budget=request.token_budget, ranks=self._ranks)
+        trainer = Trainer(policy, token_budget=request.token_budget, ranks=self.ranks)
         changes = list(policy.chat.format.changes)
         if has_experts(policy.base):
             changes.append(
@@ -204,7 +205,7 @@ class Worker:
         elif start:
             load_checkpoint(trainer, start)
         if not known and not sharding:
-            with self._ranks.together():
+            with self.ranks.together():
                 probe(policy, sampling=sampling)
         self._trainer, self._base_source = trainer, wanted
         return LoadedReply(
@@ -226,7 +227,7 @@ class Worker:
         return TokensReply(ids=ids)
 
     def _say_shares(self, sharded: Sharded) -> None:
-        held = self._ranks.gather([sharded.held()])
+        held = self.ranks.gather([sharded.held()])
         message = f"weights sharded over {len(held)} processes, {max(held):,} of them in each at most"
         self._send(NoteReply(message=message))
 
@@ -241,7 +242,7 @@ class Worker:
             lora_rank=request.lora_rank,
             gradient_checkpointing=request.gradient_checkpointing,
             micro_batch_tokens=request.token_budget,
-            episodes=-(-request.episodes // self._ranks.count),
+            episodes=-(-request.episodes // self.ranks.count),
             context=request.max_context,
             shards=shards,
         )
@@ -254,7 +255,7 @@ class Worker:
 
     def _sample(self, items: Sequence[SampleItem]) -> list[SampleOutput]:
         """Every process samples the episodes whose caches it has; all of them get all replies."""
-        trainer, ranks = self._loaded, self._ranks
+        trainer, ranks = self._loaded, self.ranks
         if self._sharded:
             raise ModelError("sharded weights are not sampled", hint=_SAMPLE_BY)
         if self._sampler is None:
@@ -410,6 +411,10 @@ def _answer(worker: Worker, request: WorkerRequest) -> WorkerReply:
         )
     # The boundary of the process: whatever broke is told to the engine, which decides.
     except Exception as error:
+        if worker.ranks.count > 1 and is_lost_peer(error):
+            # An answer would end the phase; the end of this process has the worker started again.
+            traceback.print_exc()
+            os._exit(1)
         reason = next(iter(str(error).splitlines()), "")
         message = f"the model worker failed at {request.kind}: {type(error).__name__}: {reason}"
         return ErrorReply(message=message, detail=traceback.format_exc())
