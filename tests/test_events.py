@@ -215,7 +215,7 @@ def test_episodes_come_back_in_order_and_a_torn_one_is_cut(tmp_path: Path) -> No
     with path.open("ab") as file:
         file.write(b'{"id": "c", "env"')
     seen: list[str] = []
-    episodes = EpisodeFile(path, on_read=lambda t: seen.append(t.id))
+    episodes = EpisodeFile(path, on_read=lambda t, line: seen.append(t.id))
     episodes.append(trajectory("d"))
     assert seen == ["a", "b"]
     assert [t.id for t in episodes.read()] == [t.id for t in read_trajectory_lines(path)] == ["a", "b", "d"]

@@ -12,6 +12,7 @@ from krill_tui.cli.app import run
 from krill_tui.config.identity import differences, fixed_fields
 from krill_tui.config.load import load_config, public_dict
 from krill_tui.engine.run_store import run_path
+from krill_tui.errors import UsageError
 from krill_tui.events import schema as ev
 from krill_tui.events.journal import read_journal
 from tests.test_session import session
@@ -133,12 +134,10 @@ async def test_an_episode_of_another_plan_is_not_done_already() -> None:
     async with session("mix", collect={"episodes": 2}) as opened:
         opened.launch(["collect"])
         await opened.wait()
-    file = run_path("mix") / "trajectories.jsonl"
-    file.write_text(file.read_text().replace("builtin/small/train/0/1", "builtin/small/train/0/9"))
-    async with session("mix", collect={"episodes": 2}) as opened:
-        opened.launch(["collect"])
-        assert await opened.wait() == "failed"
-        assert "planned with other settings" in str(opened.error)
+        other = opened.episodes.read("collect")[1].task_id
+        opened.episodes.check_plan("collect-0001", other)
+        with pytest.raises(UsageError, match="planned with other settings"):
+            opened.episodes.check_plan("collect-0000", other)
 
 
 def test_a_fork_is_a_new_run_with_the_settings_and_the_bank_of_the_old_one(

@@ -89,6 +89,11 @@ class RunContext:
     def note(self, message: str, level: str = "info") -> None:
         self.emit(ev.Noted(level=level, message=message))  # pyright: ignore[reportArgumentType]
 
+    def sync(self) -> None:
+        """Wait until the disk holds every episode and every event so far."""
+        self.episodes.sync()
+        self.bus.sync()
+
     def note_once(self, message: str, level: str = "info") -> None:
         if message not in self.notes:
             self.notes.add(message)
@@ -240,9 +245,9 @@ async def play(
             broken.append(rollout.trajectory)
         elif keep_tokens and rollout.tokens:
             ctx.tokens.append(keep_tokens, rollout.trajectory.id, rollout.tokens)
-        ctx.episodes.append(rollout.trajectory)
+        digest = ctx.episodes.append(rollout.trajectory)
         ctx.bank.record_outcome(rollout.trajectory)
-        ctx.emit(finished_event(rollout.trajectory))
+        ctx.emit(finished_event(rollout.trajectory, digest))
         if on_finished:
             on_finished(rollout)
         if len(broken) >= ENOUGH_BROKEN:
@@ -274,7 +279,8 @@ async def play(
     return rollouts
 
 
-def finished_event(trajectory: Trajectory) -> ev.EpisodeFinished:
+def finished_event(trajectory: Trajectory, digest: str) -> ev.EpisodeFinished:
+    """The event of a finished episode; `digest` is that of its line."""
     return ev.EpisodeFinished(
         episode=trajectory.id,
         purpose=trajectory.purpose,  # pyright: ignore[reportArgumentType]
@@ -287,6 +293,12 @@ def finished_event(trajectory: Trajectory) -> ev.EpisodeFinished:
         cited=trajectory.cited,
         final_observation=trajectory.final_observation,
         error=trajectory.error,
+        env=trajectory.env,
+        seed=trajectory.seed,
+        policy_version=trajectory.policy_version,
+        bank_version=trajectory.bank_version,
+        tokens=trajectory.tokens,
+        digest=digest,
     )
 
 

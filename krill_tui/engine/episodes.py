@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from krill_tui.errors import UsageError
-from krill_tui.io.jsonl import JsonLines, parsed, read_lines, whole_lines
+from krill_tui.io.jsonl import JsonLines, Line, parsed, read_lines, whole_lines
+from krill_tui.io.secrets import masked_json
 from krill_tui.trajectory import StopReason, Trajectory
 
 
@@ -17,7 +19,7 @@ class EpisodeFile:
     was played to an end; that later line then counts.
     """
 
-    def __init__(self, path: Path, on_read: Callable[[Trajectory], None] | None = None) -> None:
+    def __init__(self, path: Path, on_read: Callable[[Trajectory, Line], None] | None = None) -> None:
         """Open the file, cutting off a torn last line; `on_read` sees every line that is already there."""
         self.path = path
         self._offsets: dict[str, int] = {}
@@ -29,7 +31,7 @@ class EpisodeFile:
             trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
             self._note(trajectory, line.offset)
             if on_read:
-                on_read(trajectory)
+                on_read(trajectory, line)
 
     def __contains__(self, episode: object) -> bool:
         return episode in self._offsets
@@ -52,13 +54,19 @@ class EpisodeFile:
                 hint="leave them as they were, or begin a new run from this one with --fork NAME",
             )
 
-    def append(self, trajectory: Trajectory) -> None:
-        """Write one line, whole.
+    def append(self, trajectory: Trajectory) -> str:
+        """Write one line, whole; returns its digest.
 
         Raises:
             StorageError: it could not be written; the file is as it was.
         """
-        self._note(trajectory, self._file.append(trajectory.model_dump_json().encode()))
+        line = trajectory.model_dump_json().encode()
+        self._note(trajectory, self._file.append(line))
+        return line_digest(masked_json(line))
+
+    def sync(self) -> None:
+        """Wait until the disk holds every episode."""
+        self._file.sync()
 
     def read(self, purpose: str | None = None, *, prefix: str = "") -> list[Trajectory]:
         """Episodes of one purpose, with ids that begin with `prefix`, in the order they ended."""
@@ -98,6 +106,11 @@ class EpisodeFile:
         self._offsets[trajectory.id] = offset
         self._purposes[trajectory.id] = trajectory.purpose
         self._tasks[trajectory.id] = trajectory.task_id
+
+
+def line_digest(line: bytes) -> str:
+    """Sixteen letters of a line of `trajectories.jsonl`, by which the journal knows it."""
+    return hashlib.blake2b(line, digest_size=8).hexdigest()
 
 
 def read_trajectory_lines(path: Path) -> Iterator[Trajectory]:

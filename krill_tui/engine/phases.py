@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -26,8 +27,8 @@ from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import ChatMessage, SftExample
 from krill_tui.skill import GENERAL
+from krill_tui.skills.decision import Decision
 from krill_tui.skills.distill import distill as distill_skills
-from krill_tui.skills.distill import why_nothing
 from krill_tui.skills.teacher import TeacherCall
 from krill_tui.trajectory import StopReason, Task, Trajectory
 
@@ -86,27 +87,41 @@ async def distill(ctx: RunContext, trajectories: Sequence[Trajectory]) -> None:
     if not trajectories:
         raise UsageError("there are no trajectories to distil", hint="collect some first")
     total = len(trajectories) if ctx.teacher.is_llm else 1
+    broken_off = ctx.state.begun("distill") is not None
     log = PhaseLog(ctx, "distill", f"Distilling skills ({ctx.teacher.name})", total, "calls")
 
     def called(call: TeacherCall) -> None:
         ctx.emit(teacher_event(ctx.teacher.name, call))
         log.advance()
 
-    report = await distill_skills(
-        trajectories, ctx.bank, ctx.teacher, ctx.embedder, env=ctx.config.env.name, on_call=called
-    )
+    decision = ctx.bank.decision if broken_off else None
+    if decision is None or (decision.phase, decision.episodes) != ("distill", len(trajectories)):
+        await distill_skills(
+            trajectories, ctx.bank, ctx.teacher, ctx.embedder, env=ctx.config.env.name, on_call=called
+        )
+        decision = ctx.bank.decision
+    assert decision is not None
     sync_bank_events(ctx)
-    for refused in report.refused:
-        ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="distill"))
+    say_refused(ctx, decision, "distill")
     general = len(ctx.bank.skills(GENERAL))
-    failed = f", {len(report.failures)} calls failed" if report.failures else ""
-    nothing = why_nothing(trajectories, report, env=ctx.config.env.name, is_llm=ctx.teacher.is_llm)
-    if nothing:
-        ctx.note(f"no skill was distilled: {nothing}", "warning")
+    failed = f", {decision.failures} calls failed" if decision.failures else ""
+    if decision.nothing:
+        ctx.note(f"no skill was distilled: {decision.nothing}", "warning")
     log.finish(
-        f"distilled {len(trajectories)} episodes into {len(report.accepted)} skills"
+        f"distilled {decision.episodes} episodes into {len(decision.accepted)} skills"
         f" ({general} general in the bank{failed})"
     )
+    ctx.bank.forget_decision()
+
+
+def say_refused(ctx: RunContext, decision: Decision, phase: ev.Phase) -> None:
+    """Say each refusal of a round that the journal does not hold yet."""
+    said = Counter(ctx.state.refused)
+    for refused in decision.refused:
+        if said[refused.proposal.name, refused.reason]:
+            said[refused.proposal.name, refused.reason] -= 1
+            continue
+        ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase=phase))
 
 
 async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog) -> list[Trajectory]:
@@ -118,7 +133,6 @@ async def demonstrate(ctx: RunContext, plan: TaskPlan, count: int, log: PhaseLog
     first_game = ctx.config.collect.episodes
     policy = demonstrator(ctx.source)
     played = ctx.episodes.read("demonstrate")
-    log.advance(min(sum(t.success for t in played), count))
 
     def finished(rollout: Rollout) -> None:
         if rollout.trajectory.success and log.done < count:
@@ -185,7 +199,15 @@ def chosen_demonstrations(played: Sequence[Trajectory], count: int) -> list[Traj
 async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
     """Phase 3: LoRA SFT on the demonstrations, theta_sft = argmin L_CE(D_sft; theta)."""
     config = ctx.config.sft
-    log = PhaseLog(ctx, "sft", "Cold start: demonstrations", config.num_examples, "episodes")
+    won = sum(t.success for t in ctx.episodes.read("demonstrate"))
+    log = PhaseLog(
+        ctx,
+        "sft",
+        "Cold start: demonstrations",
+        config.num_examples,
+        "episodes",
+        done=min(won, config.num_examples),
+    )
     demonstrations = await demonstrate(ctx, plan, config.num_examples, log)
     log.finish(_linted(demonstrations))
     examples = [sft_example(t, ctx.prompt_options) for t in demonstrations]
@@ -201,7 +223,9 @@ async def cold_start(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
         for warning in report.warnings:
             ctx.note(f"fine-tuning data: {warning.message}", "warning")
     log = PhaseLog(ctx, "sft", "Cold start: fine-tuning", total, "steps", done=done)
-    metrics: dict[str, float] = {}
+    # Of the last step before the run was broken off, where all of them are done.
+    before = ctx.state.curves.get("sft/loss")
+    metrics: dict[str, float] = {"loss": before[-1][1]} if done and before else {}
     for number, batch in enumerate(islice(batches, done, None), start=done + 1):
         await ctx.gate.wait()
         rate = config.learning_rate * _linear(number - 1, total)
@@ -264,6 +288,12 @@ async def evaluate(
     played = ctx.episodes.read("evaluate", prefix=f"{prefix}-")
     broken = ctx.episodes.broken("evaluate", prefix=f"{prefix}-")
     overall, categories = success_rates([*played, *broken])
+    seconds = round(time.perf_counter() - began, 3)
+    lost = f"; {broke(overall, first_error(broken))}" if broken else ""
+    log.finish(
+        f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games{lost}"
+    )
+    # Last: what is in the journal as evaluated is not done again, and its phase has to be finished there, too.
     ctx.emit(
         ev.Evaluated(
             stage=stage,
@@ -271,7 +301,7 @@ async def evaluate(
             overall=overall,
             categories=categories,
             mean_steps=mean_steps(played),
-            seconds=round(time.perf_counter() - began, 3),
+            seconds=seconds,
             panel=pinned.panel.name if pinned else "",
             panel_digest=pinned.panel.digest if pinned else "",
             episodes=prefix,
@@ -279,10 +309,6 @@ async def evaluate(
             weights=told,
             first_error=first_error(broken),
         )
-    )
-    lost = f"; {broke(overall, first_error(broken))}" if broken else ""
-    log.finish(
-        f"{stage}: {overall.rate:.1%} [{overall.low:.1%}, {overall.high:.1%}] of {overall.episodes} games{lost}"
     )
 
 

@@ -11,11 +11,12 @@ from krill_tui.config.schema import RlConfig
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import first_error, success_rates
-from krill_tui.engine.phases import PhaseLog, teacher_event
+from krill_tui.engine.phases import PhaseLog, say_refused, teacher_event
 from krill_tui.engine.trainer import Trainer
 from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
+from krill_tui.skills.decision import Decision
 from krill_tui.skills.evolve import evolve as evolve_bank
 from krill_tui.training.advantage import batch_advantages
 from krill_tui.trajectory import EpisodeTokens, StopReason, Task, Trajectory
@@ -190,7 +191,11 @@ async def validate_and_evolve(ctx: RunContext, plan: TaskPlan, policy: Policy, s
 async def _evolve(
     ctx: RunContext, played: Sequence[Trajectory], categories: dict[str, ev.Rate], step: int
 ) -> None:
-    if ctx.bank.cycle > ctx.state.evolution_cycle:
+    decision = ctx.bank.decision
+    if decision and decision.phase == "evolve" and decision.cycle > ctx.state.evolution_cycle:
+        _say_cycle(ctx, categories, step, decision)  # a kill came between the bank's write and the event
+        return
+    if ctx.bank.cycle > ctx.state.evolution_cycle and not ctx.bank.keeps_decisions:
         _say_finished_cycle(ctx, categories, step)
         return
     settings = ctx.config.evolution
@@ -198,7 +203,7 @@ async def _evolve(
         reason = "evolution is switched off (evolution.enabled)"
         ctx.emit(ev.Evolved(cycle=ctx.bank.cycle, step=step, rates=categories, reason=reason))
         return
-    report = await evolve_bank(
+    await evolve_bank(
         played,
         ctx.bank,
         ctx.teacher,
@@ -210,23 +215,29 @@ async def _evolve(
         background=_since_last_validation(ctx, step),
         on_call=lambda call: ctx.emit(teacher_event(ctx.teacher.name, call)),
     )
+    assert ctx.bank.decision is not None
+    _say_cycle(ctx, categories, step, ctx.bank.decision)
+
+
+def _say_cycle(ctx: RunContext, categories: dict[str, ev.Rate], step: int, decision: Decision) -> None:
+    """Say what a cycle did: its changes, what it refused, and the whole of it."""
     sync_bank_events(ctx)
-    for refused in report.refused:
-        ctx.emit(ev.SkillRefused(proposal=refused.proposal, reason=refused.reason, phase="rl"))
+    say_refused(ctx, decision, "rl")
     ctx.emit(
         ev.Evolved(
-            cycle=ctx.bank.cycle,
+            cycle=decision.cycle,
             step=step,
             rates=categories,
-            failing=report.failing,
-            failures=report.chosen,
-            prompt=report.prompt,
-            reply=report.reply,
-            accepted=tuple(skill.id for skill in report.accepted),
-            refused=tuple(f"{refused.proposal.name}: {refused.reason}" for refused in report.refused),
-            reason=report.reason,
+            failing=decision.failing,
+            failures=decision.chosen,
+            prompt=decision.prompt,
+            reply=decision.reply,
+            accepted=decision.accepted,
+            refused=tuple(f"{refused.proposal.name}: {refused.reason}" for refused in decision.refused),
+            reason=decision.reason,
         )
     )
+    ctx.bank.forget_decision()
 
 
 def _since_last_validation(ctx: RunContext, step: int) -> list[Trajectory]:
@@ -236,7 +247,7 @@ def _since_last_validation(ctx: RunContext, step: int) -> list[Trajectory]:
 
 
 def _say_finished_cycle(ctx: RunContext, categories: dict[str, ev.Rate], step: int) -> None:
-    """A kill came between the bank's write and the event: the cycle is done, only unsaid."""
+    """The same in a run of an earlier version, whose bank holds what was changed and nothing else."""
     cycle = ctx.bank.cycle
     changed = [s.id for s in ctx.bank.skills() if s.origin.phase == "evolve" and s.origin.cycle == cycle]
     reason = "" if changed else "the run was broken off here; nothing had been added"

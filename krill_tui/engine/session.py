@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from krill_tui.agent.gate import Gate
-from krill_tui.config.load import public_dict
 from krill_tui.config.schema import KrillConfig
-from krill_tui.engine import build
-from krill_tui.engine.context import RunContext, finished_event, sync_bank_events
+from krill_tui.engine.context import RunContext, sync_bank_events
 from krill_tui.engine.episodes import EpisodeFile
-from krill_tui.engine.identity import changed_settings, check_identity
+from krill_tui.engine.opening import import_bank, import_trajectories, open_context
 from krill_tui.engine.panel import PanelPlan, pinned
 from krill_tui.engine.pipeline import Pipeline, train_stages
 from krill_tui.engine.report import write_report
-from krill_tui.engine.run_store import RunStore, run_path
+from krill_tui.engine.run_store import RunStore
 from krill_tui.engine.state import RunState
-from krill_tui.engine.tokens import TokenStore
-from krill_tui.envs.base import notices_of
 from krill_tui.errors import KrillError, UsageError, WorkerDiedError
 from krill_tui.events import schema as ev
 from krill_tui.events.bus import EventBus
-from krill_tui.events.journal import Journal
 from krill_tui.io.explain import explained, needs_log, write_crash_log
 from krill_tui.skill import Skill, SkillKind, SkillOrigin, SkillProposal, SkillStatus
-from krill_tui.skills.bank import SkillBank, copy_into
-from krill_tui.skills.retrieval import Retriever
-from krill_tui.trajectory import StopReason, Trajectory
-
-if TYPE_CHECKING:
-    from krill_tui.skills.formats.banks import LoadedBank
-    from krill_tui.skills.formats.records import ConvertReport
+from krill_tui.skills.bank import SkillBank
 
 WORKER_RESTARTS = 3
 """Times a dead model worker is started again within one launch."""
@@ -90,13 +77,13 @@ class Session:
         loaded_bank = load_bank(bank) if bank else None
         loaded_trajectories = read_trajectories(trajectories) if trajectories else None
         with ExitStack() as held:
-            ctx = _open_context(name, config, held, keep_config)
+            ctx = open_context(name, config, held, keep_config)
             notes: list[ev.Noted] = []
             unsubscribe = ctx.bus.subscribe(lambda e: notes.append(e) if isinstance(e, ev.Noted) else None)
             if bank and loaded_bank:
-                _import_bank(ctx, bank, loaded_bank)
+                import_bank(ctx, bank, loaded_bank)
             if trajectories and loaded_trajectories is not None:
-                _import_trajectories(ctx, trajectories, loaded_trajectories)
+                import_trajectories(ctx, trajectories, loaded_trajectories)
             unsubscribe()
             return cls(pinned(ctx, panel) if panel else ctx, held.pop_all(), notes)
 
@@ -311,97 +298,3 @@ class Session:
         change = self.bank.undo(HAND)
         sync_bank_events(self._ctx)
         return f"undone: last change of {change.skill_id}"
-
-
-def _open_context(name: str, config: KrillConfig, held: ExitStack, keep_config: bool) -> RunContext:
-    """Open the files of a run, read what is there, and say what a kill left unsaid; `held` closes them again."""
-    source = build.build_source(config)
-    store = RunStore.open(run_path(name))
-    held.callback(store.close)
-    state = RunState()
-    resumed = store.events_file.exists()
-    journal = held.enter_context(closing(Journal(store.events_file, on_read=state.apply)))
-    games = source.content_hash()
-    check_identity(store.name, state, config, games, measuring=keep_config)
-    bus = EventBus(journal)
-    bus.subscribe(state.apply)
-    bank = held.enter_context(closing(SkillBank.open(store.bank_file)))
-    bank.forget_outcomes()
-    unsaid: list[ev.EpisodeFinished] = []
-
-    def read(trajectory: Trajectory) -> None:
-        bank.record_outcome(trajectory)
-        if trajectory.purpose and not state.has_heard(trajectory):
-            unsaid.append(finished_event(trajectory))
-
-    episodes = held.enter_context(closing(EpisodeFile(store.trajectories_file, on_read=read)))
-
-    def say(message: str, level: str) -> None:
-        bus.emit(ev.Noted(level=level, message=message))  # pyright: ignore[reportArgumentType]
-
-    embedder = build.build_embedder(config, say)
-    ctx = RunContext(
-        config=config,
-        store=store,
-        bus=bus,
-        state=state,
-        source=source,
-        bank=bank,
-        retriever=Retriever(bank, embedder, build.retrieval_options(config), env=config.env.name),
-        embedder=embedder,
-        teacher=build.build_teacher(config, store, say),
-        gate=Gate(),
-        tokens=TokenStore(store.path / "tokens"),
-        episodes=episodes,
-    )
-    before = state.config
-    measuring = keep_config and bool(before)
-    if not measuring:
-        store.save_config(config)
-    ctx.emit(
-        ev.RunStarted(
-            run=store.name,
-            config=before if measuring else public_dict(config),
-            code=version("krill-tui"),
-            data=games,
-            notices=notices_of(source),
-            resumed=resumed,
-        )
-    )
-    if before and (changed := changed_settings(before, config)):
-        ctx.note(f"{'measured with other settings' if measuring else 'settings changed'}: {changed}")
-    for event in unsaid:
-        ctx.emit(event)
-    sync_bank_events(ctx)
-    return ctx
-
-
-def _import_bank(ctx: RunContext, path: Path, loaded: LoadedBank) -> None:
-    have = {(skill.tier, skill.principle) for skill in ctx.bank.skills(active_only=False)}
-    new = [skill for skill in loaded.skills if (skill.tier, skill.principle) not in have]
-    if new:
-        copy_into(ctx.bank, new, SkillOrigin(phase="import", author=path.name))
-        sync_bank_events(ctx)
-    known = len(loaded.skills) - len(new)
-    ctx.note(
-        f"{len(new)} skills taken over from {path.name} ({loaded.format})"
-        + (f", {known} were in the bank already" if known else "")
-    )
-    if told := loaded.told():
-        ctx.note(f"{path.name}: {told}", "warning")
-    ctx.note_unreached_skills()
-
-
-def _import_trajectories(ctx: RunContext, path: Path, loaded: ConvertReport[Trajectory]) -> None:
-    whole = [t for t in loaded.trajectories if t.stop_reason is not StopReason.ERROR]
-    new = [t for t in whole if t.id not in ctx.episodes]
-    for trajectory in new:
-        ctx.episodes.append(trajectory.model_copy(update={"purpose": ""}))
-    known, broken = len(whole) - len(new), len(loaded.trajectories) - len(whole)
-    ctx.note(
-        f"{len(new)} trajectories taken over from {path.name}"
-        + (f", {known} were in the run already" if known else "")
-        + (f", {broken} that broke are left out" if broken else "")
-    )
-    if told := loaded.told():
-        ctx.note(f"{path.name}: {told}", "warning")

@@ -67,6 +67,9 @@ class PhaseView:
     detail: str = ""
     finished: bool = False
     seconds: float = 0.0
+    """It took, over all starts of the run."""
+    spent: float = 0.0
+    """Seconds it took before it was broken off."""
     summary: str = ""
 
     @property
@@ -162,6 +165,8 @@ class RunState:
     evolutions: list[EvolutionView] = field(default_factory=list)
     changed: dict[str, tuple[Skill, str]] = field(default_factory=dict)
     """Skills that were added or changed since the newest evolution, each with the reason given."""
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Name and reason of each proposal refused in the newest round of the teacher."""
     worker: ev.WorkerStarted | None = None
     worked: dict[str, WorkedUnder] = field(default_factory=dict)
     """By phase that something of is written down: `collect`, `sft` (demonstrations included), `rl`, `evaluate`."""
@@ -175,6 +180,11 @@ class RunState:
         handler = _HANDLERS.get(event.kind)
         if handler:
             handler(self, event)
+
+    def begun(self, phase: ev.Phase) -> PhaseView | None:
+        """The newest phase of a kind, where it was broken off."""
+        view = next((view for view in reversed(self.phases) if view.phase == phase), None)
+        return view if view is not None and not view.finished else None
 
     def has_heard(self, trajectory: Trajectory) -> bool:
         """Whether the end of this episode was said, as it stands now: one that broke is said again when it was played."""
@@ -223,7 +233,7 @@ def _run_finished(state: RunState, event: ev.RunFinished) -> None:
 
 
 def _phase_started(state: RunState, event: ev.PhaseStarted) -> None:
-    state.phase = PhaseView(
+    view = PhaseView(
         phase=event.phase,
         title=event.title,
         unit=event.unit,
@@ -233,7 +243,16 @@ def _phase_started(state: RunState, event: ev.PhaseStarted) -> None:
         first=event.done,
         now=event.time,
     )
-    state.phases.append(state.phase)
+    place = next((i for i, old in enumerate(state.phases) if old.title == event.title), None)
+    if place is not None and (event.done or not state.phases[place].finished):
+        # It goes on: one phase, however often it was broken off, and its seconds are those of all its parts.
+        old = state.phases[place]
+        view.spent = old.seconds if old.finished else old.spent + max(0.0, old.now - old.started)
+        state.phases[place] = view
+    else:
+        state.phases.append(view)
+        state.refused.clear()
+    state.phase = view
     state.outcome = state.message = ""
 
 
@@ -246,7 +265,7 @@ def _phase_finished(state: RunState, event: ev.PhaseFinished) -> None:
     if state.phase and state.phase.phase == event.phase:
         state.phase.done = state.phase.total
         state.phase.finished = True
-        state.phase.seconds, state.phase.summary = event.seconds, event.summary
+        state.phase.seconds, state.phase.summary = state.phase.spent + event.seconds, event.summary
     state.add_log("note", event.summary, event)
 
 
@@ -326,6 +345,7 @@ def _skill_removed(state: RunState, event: ev.SkillRemoved) -> None:
 
 
 def _skill_refused(state: RunState, event: ev.SkillRefused) -> None:
+    state.refused.append((event.proposal.name, event.reason))
     state.add_log("refused", f"refused “{event.proposal.name}”: {event.reason}", event)
 
 
@@ -374,6 +394,7 @@ def _evolved(state: RunState, event: ev.Evolved) -> None:
     skills = {id_: state.changed[id_] for id_ in event.accepted if id_ in state.changed}
     state.evolutions.append(EvolutionView(event, skills))
     state.changed.clear()
+    state.refused.clear()
     if event.accepted:
         text = f"cycle {event.cycle}: {', '.join(event.failing)} → {_gained(state, event.accepted)}"
     else:

@@ -26,11 +26,11 @@ class TokenStore:
             self._directory.mkdir(exist_ok=True, mode=0o700)  # not its parents: a deleted run stays deleted
         except OSError as error:
             raise StorageError(self._directory, error) from None
-        file = JsonLines(self._path(name))
+        file = JsonLines(self._path(name), checked=True)
         try:
-            file.append(json.dumps([episode, tokens.model_dump(mode="json")]).encode())
+            file.append(json.dumps({"episode": episode, "tokens": tokens.model_dump(mode="json")}).encode())
         finally:
-            file.close()
+            file.close(sync=False)  # after a power cut they are sampled again
 
     def read(self, name: str) -> dict[str, EpisodeTokens]:
         """Episode id -> tokens; of an episode written twice the later one.
@@ -40,6 +40,10 @@ class TokenStore:
         """
         return dict(read_lines(self._path(name), _parse, "the tokens of an episode"))
 
+    def names(self) -> list[str]:
+        """What there are files of."""
+        return sorted(path.stem for path in self._directory.glob("*.jsonl"))
+
     def drop(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
 
@@ -48,5 +52,7 @@ class TokenStore:
 
 
 def _parse(line: bytes) -> tuple[str, EpisodeTokens]:
-    episode, tokens = json.loads(line)
+    found = json.loads(line)
+    # A pair in files of earlier versions.
+    episode, tokens = (found["episode"], found["tokens"]) if isinstance(found, dict) else found
     return str(episode), EpisodeTokens.model_validate(tokens)

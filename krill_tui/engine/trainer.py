@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import shutil
@@ -11,8 +12,9 @@ from krill_tui.config.endpoints import kept_back
 from krill_tui.config.schema import KrillConfig, PolicyConfig, RlConfig
 from krill_tui.engine.build import policy_model
 from krill_tui.engine.context import RunContext
-from krill_tui.errors import UsageError
+from krill_tui.errors import DataError, UsageError
 from krill_tui.events import schema as ev
+from krill_tui.io.checksums import damage
 from krill_tui.models.local import SHARDED, Launch, LocalPolicy, WorkerClient
 from krill_tui.models.vllm import VllmPolicy, VllmServer
 from krill_tui.models.worker_protocol import GrpoEpisode, MetricsReply, SftExample
@@ -206,9 +208,11 @@ class Trainer:
         self._progress |= {"checkpoint": name, f"{phase}_step": step}
         if total:
             self._progress[f"{phase}_total"] = total
+        # What the weights were made of is on the disk before anything names them: a power cut keeps the order.
+        await asyncio.to_thread(self._ctx.sync)
         self._ctx.store.save_progress(self._progress)
         self._loaded = name
-        self._ctx.emit(ev.CheckpointSaved(phase=phase, step=step, path=f"checkpoints/{name}"))
+        self._ctx.emit(ev.CheckpointSaved(phase=phase, step=step, path=f"checkpoints/{name}", total=total))
         self._prune(phase, step)
 
     def stale(self) -> None:
@@ -237,10 +241,12 @@ class Trainer:
         if folder and not any((Path(folder) / name).exists() for name in ("manifest.json", ADAPTER_CONFIG)):
             raise UsageError(
                 f"{folder}: holds no checkpoint and no LoRA adapter",
-                hint="no other weights are taken in its place"
+                hint=f"no other weights are taken in its place; krill doctor {ctx.store.name} says which are whole"
                 if checkpoint
                 else f"a checkpoint folder of a run, or one with {ADAPTER_CONFIG} and safetensors",
             )
+        if checkpoint:
+            await self._check_whole(checkpoint)
         model = policy_model(ctx.config)
         external = config.sampler == "vllm"
         launch = check_local(ctx.config)
@@ -306,6 +312,17 @@ class Trainer:
         window = LIVE_WINDOW if ctx.config.env.backend == "http" else IN_PROCESS_WINDOW
         self.policy = LocalPolicy(worker, name=f"local:{Path(model).name}", window=window)
         return self.policy
+
+    async def _check_whole(self, checkpoint: str) -> None:
+        """Before weights of this run are used.
+
+        Raises:
+            DataError: they are not as they were written.
+        """
+        store = self._ctx.store
+        problems = await asyncio.to_thread(damage, store.path / "checkpoints" / checkpoint)
+        if problems:
+            raise DataError(problems[0], hint=f"krill doctor {store.name} says which checkpoints are whole")
 
     def _taken(self, reply: MetricsReply) -> dict[str, float]:
         if isinstance(self.policy, VllmPolicy):

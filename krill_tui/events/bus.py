@@ -30,6 +30,15 @@ class EventBus:
         self._listeners: list[Listener] = []
         self.broken: list[str] = []
 
+    def sync(self) -> None:
+        """Wait until the disk holds every event.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if self._journal:
+            self._journal.sync()
+
     def subscribe(self, listener: Listener) -> Callable[[], None]:
         """Call `listener` with every later event; returns how to stop that."""
         self._listeners.append(listener)

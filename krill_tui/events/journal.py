@@ -8,7 +8,7 @@ from pathlib import Path
 
 from krill_tui.errors import DataError
 from krill_tui.events.schema import BaseEvent, Event, event_adapter
-from krill_tui.io.jsonl import JsonLines, Line, parsed, read_lines
+from krill_tui.io.jsonl import JsonLines, Line, has_checksum, parsed, whole_lines, without_checksum
 
 
 class Journal:
@@ -24,7 +24,7 @@ class Journal:
         """
         self.path = path
         self.last_seq = 0
-        self._file = JsonLines(path, exclusive=True)
+        self._file = JsonLines(path, exclusive=True, checked=True)
         for event in read_journal(path):
             self.last_seq = event.seq
             if on_read:
@@ -54,7 +54,29 @@ def read_journal(path: Path) -> Iterator[Event]:
     """
     if not path.exists():
         raise DataError(f"{path}: cannot be read: no such file or directory")
-    yield from read_lines(path, event_adapter.validate_json, "an event")
+    reader = _Reader(path)
+    for line in whole_lines(path):
+        yield reader.read(line)
+
+
+class _Reader:
+    """Reads the lines of a journal in order; with their numbers it notices those that are gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seq = 0
+
+    def read(self, line: Line) -> Event:
+        event = parsed(line, self.path, event_adapter.validate_json, "an event")
+        # Earlier versions wrote no checksums, and left a number out where the disk was full.
+        if event.seq not in (0, self._seq + 1) and has_checksum(line.data):
+            raise DataError(
+                f"{self.path}: before line {line.number} events are missing ({self._seq + 1} should follow, not"
+                f" {event.seq})",
+                hint="krill doctor RUN says what is damaged and what can be restored",
+            )
+        self._seq = event.seq
+        return event
 
 
 AFTER_THE_END = ("run_started", "noted", "control_changed", "skill_added", "skill_changed", "skill_removed")
@@ -73,7 +95,7 @@ def last_outcome(path: Path) -> tuple[str, float]:
     last = 0.0
     for line in _lines_from_the_end(path):
         try:
-            event = event_adapter.validate_json(line)
+            event = event_adapter.validate_json(without_checksum(line))
         except ValueError:
             return "damaged", last
         last = last or event.time
@@ -116,6 +138,7 @@ class JournalFollower:
         self.path = path
         self._offset = 0
         self._line = 0
+        self._reader = _Reader(path)
 
     def read_new(self) -> list[Event]:
         """Events that were completed since the last call; [] while the file does not exist."""
@@ -129,6 +152,6 @@ class JournalFollower:
         for line in data[:end].split(b"\n")[:-1]:
             self._line += 1
             whole = Line(self._line, self._offset, line)
-            events.append(parsed(whole, self.path, event_adapter.validate_json, "an event"))
+            events.append(self._reader.read(whole))
         self._offset += end
         return events

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from krill_tui.skill import Skill, SkillProposal
-from krill_tui.trajectory import Record, Step, StopReason
+from krill_tui.trajectory import Record, Step, StopReason, TokenCounts
 
 SCHEMA_VERSION = 1
 
@@ -133,6 +133,14 @@ class EpisodeFinished(BaseEvent):
     cited: tuple[str, ...] = ()
     final_observation: str = ""
     error: str | None = None
+
+    env: str = ""
+    seed: int = 0
+    policy_version: int = 0
+    bank_version: int = 0
+    tokens: TokenCounts = TokenCounts()
+    digest: str = ""
+    """Of its line in `trajectories.jsonl`, which the events of the episode can make again; empty in old journals."""
 
 
 class EpisodeInterrupted(BaseEvent):
@@ -268,6 +276,11 @@ class CheckpointSaved(BaseEvent):
     step: int
     path: str
     """Below the run directory."""
+
+    total: int = 0
+    """Steps the phase ends with, where that is known."""
+    restored: bool = False
+    """Nothing was saved: a damaged newer one was set aside, and the run goes on from this one."""
 
 
 class ControlChanged(BaseEvent):

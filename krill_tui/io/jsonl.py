@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -34,10 +36,11 @@ class Line(NamedTuple):
 class JsonLines:
     """A file of JSON lines, opened for appending."""
 
-    def __init__(self, path: Path, *, exclusive: bool = False) -> None:
+    def __init__(self, path: Path, *, exclusive: bool = False, checked: bool = False) -> None:
         """Create the file where it is missing, with mode 0600; cut off a torn last line.
 
-        With `exclusive` no second process can open it so, until it is closed.
+        With `exclusive` no second process can open it so, until it is closed. With `checked` every line, which has
+        to be an object, ends with a checksum, which reading takes off again.
 
         Raises:
             RunLockedError: another process has it open exclusively.
@@ -57,6 +60,7 @@ class JsonLines:
             raise StorageError(path, error) from None
         self._handle = handle
         self._end = os.fstat(handle).st_size
+        self._checked = checked
 
     def append(self, data: bytes) -> int:
         """Write one line, given without its line end; returns where it begins.
@@ -66,7 +70,8 @@ class JsonLines:
         Raises:
             StorageError: it could not be written whole; the file is as it was before.
         """
-        line = masked_json(data) + b"\n"
+        line = masked_json(data)
+        line = (with_checksum(line) if self._checked else line) + b"\n"
         start = self._end
         try:
             if os.fstat(self._handle).st_nlink == 0:
@@ -94,14 +99,43 @@ class JsonLines:
         except OSError as error:
             raise StorageError(self.path, error) from None
 
-    def close(self) -> None:
+    def close(self, *, sync: bool = True) -> None:
         """Sync, as far as the disk lets us, and close; more than once does no harm."""
         if self._handle < 0:
             return
-        with contextlib.suppress(OSError):
-            os.fsync(self._handle)
+        if sync:
+            with contextlib.suppress(OSError):
+                os.fsync(self._handle)
         os.close(self._handle)
         self._handle = -1
+
+
+def with_checksum(line: bytes) -> bytes:
+    """A JSON object in one line, with a CRC of itself as its last member."""
+    return b'%b,"crc":"%08x"}' % (line[:-1], zlib.crc32(line))
+
+
+def without_checksum(line: bytes) -> bytes:
+    """The line as it was before `with_checksum`; one that never had a checksum is given back as it is.
+
+    Raises:
+        ValueError: it is not the line that was written.
+    """
+    found = _CHECKSUM.search(line, max(0, len(line) - _CHECKSUM_LENGTH))
+    if found is None:
+        return line
+    whole = line[: found.start()] + b"}"
+    if zlib.crc32(whole) != int(found.group(1), 16):
+        raise ValueError("it was changed after it was written (its checksum differs)")
+    return whole
+
+
+def has_checksum(line: bytes) -> bool:
+    return _CHECKSUM.search(line, max(0, len(line) - _CHECKSUM_LENGTH)) is not None
+
+
+_CHECKSUM = re.compile(rb',"crc":"([0-9a-f]{8})"\}$')
+_CHECKSUM_LENGTH = len(b',"crc":"00000000"}')
 
 
 def _lock(handle: int, path: Path) -> None:
@@ -159,7 +193,7 @@ def parsed(line: Line, path: Path, parse: Callable[[bytes], T], what: str) -> T:
         DataError: it is not; names the file and the line.
     """
     try:
-        return parse(line.data)
+        return parse(without_checksum(line.data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

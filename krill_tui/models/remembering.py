@@ -43,7 +43,7 @@ class RememberingChat:
             "thought": reply.thought,
             "refusal": reply.refusal,
         }
-        file = JsonLines(self._path)
+        file = JsonLines(self._path, checked=True)
         try:
             file.append(json.dumps(entry).encode())
         finally:

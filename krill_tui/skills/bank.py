@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,6 +16,7 @@ from tinydb.table import Document
 from krill_tui.errors import DataError, UsageError
 from krill_tui.io.text import clean_text
 from krill_tui.skill import GENERAL, Skill, SkillOrigin, SkillProposal, SkillStats, SkillStatus
+from krill_tui.skills.decision import Decision
 from krill_tui.skills.storage import AtomicStorage, WriteOnFlush, bank_text
 from krill_tui.trajectory import Record, StopReason, Trajectory
 
@@ -69,6 +70,11 @@ class SkillBank:
         self._depth = 0
         self._version = 0
         self._cycle = 0
+        self._decision: Decision | None = None
+        self._unsaved = False
+        """Something beside skills and changes is not on disk yet."""
+        self.keeps_decisions = True
+        """False for a file of an earlier version, which may hold a cycle whose decision is lost."""
         self._load()
 
     @classmethod
@@ -80,6 +86,24 @@ class SkillBank:
         """
         path = Path(path)
         return cls(TinyDB(path, storage=WriteOnFlush(AtomicStorage)), path, clock)
+
+    @classmethod
+    def restore(cls, path: Path, changes: Sequence[BankChange], cycle: int) -> None:
+        """Make the file of a bank anew from its changes, in their order; nothing may be there.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        bank = cls.open(path)
+        for change in changes:
+            assert change.after is not None
+            bank._skills[change.skill_id] = change.after
+            bank._dirty.add(change.skill_id)
+        bank._changes, bank._pending = list(changes), list(changes)
+        bank._version = changes[-1].version if changes else 0
+        bank._cycle = cycle
+        bank._commit()
+        bank.close()
 
     @classmethod
     def in_memory(cls, *, clock: Callable[[], float] = time.time) -> Self:
@@ -97,6 +121,11 @@ class SkillBank:
     def cycle(self) -> int:
         """Evolution cycles finished."""
         return self._cycle
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the newest round of the teacher decided, until `forget_decision`."""
+        return self._decision
 
     def __len__(self) -> int:
         return len(self._skills)
@@ -255,6 +284,20 @@ class SkillBank:
         self._cycle = cycle
         self._commit()
 
+    def decide(self, decision: Decision) -> None:
+        """Keep what a round of the teacher decided; within `batch` it is written with the skills, in one go."""
+        self._decision = decision
+        self._commit()
+
+    def forget_decision(self) -> None:
+        """The journal holds it: leave it out from the next write on."""
+        if self._decision is not None:
+            self._decision, self._unsaved = None, True
+
+    def skills_at(self, version: int) -> dict[str, Skill]:
+        """The skills as they were at a version of the bank, by id."""
+        return {c.skill_id: c.after for c in self._changes if c.version <= version and c.after is not None}
+
     def record_outcome(self, trajectory: Trajectory) -> None:
         """Count a finished episode for the skills that stood in its prompt.
 
@@ -288,8 +331,8 @@ class SkillBank:
                 self._dirty.add(skill_id)
 
     def flush(self) -> None:
-        """Write counts that are not on disk yet."""
-        if self._dirty:
+        """Write what is not on disk yet: counts, a decision that was said."""
+        if self._dirty or self._unsaved:
             self._commit()
 
     def as_json(self) -> str:
@@ -353,10 +396,12 @@ class SkillBank:
         self._db.table("history").insert_multiple(
             Document(change.model_dump(mode="json"), doc_id=change.seq) for change in self._pending
         )
-        self._db.table("meta").upsert(
-            Document({"format": "krill", "version": self._version, "cycle": self._cycle}, doc_id=1)
-        )
+        decision = self._decision.model_dump(mode="json") if self._decision else None
+        meta = {"format": "krill", "version": self._version, "cycle": self._cycle, "decision": decision}
+        self._db.table("meta").upsert(Document(meta, doc_id=1))
+        self.keeps_decisions = True
         self._dirty.clear()
+        self._unsaved = False
         self._pending.clear()
         self._outcomes = 0
         storage = self._db.storage
@@ -393,6 +438,9 @@ class SkillBank:
             self._last_seq = max(numbers, default=0)
             if meta:
                 self._version, self._cycle = int(meta[0]["version"]), int(meta[0]["cycle"])
+                self.keeps_decisions = "decision" in meta[0]
+                decision = meta[0].get("decision")
+                self._decision = Decision.model_validate(decision) if decision is not None else None
         except ValidationError as error:
             problem = error.errors()[0]
             field = ".".join(map(str, problem["loc"]))

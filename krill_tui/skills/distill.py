@@ -11,6 +11,7 @@ from krill_tui.models.base import Embedder
 from krill_tui.skill import Skill, SkillOrigin
 from krill_tui.skills.admission import Refused, admit
 from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.decision import Decision, RefusedProposal
 from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY
 from krill_tui.skills.teacher import OnCall, Teacher, TeacherCall
 from krill_tui.trajectory import Trajectory
@@ -74,5 +75,21 @@ async def distill(
     if result.calls and len(result.failures) == result.calls:
         raise ModelError(f"every call to the teacher failed; the first: {result.failures[0].error}")
     origin = SkillOrigin(phase="distill", cycle=bank.cycle, author=teacher.name)
-    accepted, refused = await admit(result.proposals, bank, embedder, origin, threshold=duplicate_threshold)
-    return DistillReport(tuple(accepted), tuple(refused), result.failures, result.calls)
+    # One write for the skills and what was decided: a run that is killed here repeats all of it or has all of it.
+    with bank.batch():
+        accepted, refused = await admit(
+            result.proposals, bank, embedder, origin, threshold=duplicate_threshold
+        )
+        report = DistillReport(tuple(accepted), tuple(refused), result.failures, result.calls)
+        bank.decide(
+            Decision(
+                phase="distill",
+                cycle=bank.cycle,
+                accepted=tuple(skill.id for skill in accepted),
+                refused=tuple(RefusedProposal(proposal=r.proposal, reason=r.reason) for r in refused),
+                episodes=len(trajectories),
+                failures=len(result.failures),
+                nothing=why_nothing(trajectories, report, env=env, is_llm=teacher.is_llm),
+            )
+        )
+    return report

@@ -10,6 +10,7 @@ from krill_tui.models.base import Embedder
 from krill_tui.skill import GENERAL, Skill, SkillOrigin, SkillProposal
 from krill_tui.skills.admission import Refused, admit
 from krill_tui.skills.bank import SkillBank
+from krill_tui.skills.decision import Decision, RefusedProposal
 from krill_tui.skills.dedupe import DUPLICATE_SIMILARITY
 from krill_tui.skills.teacher import OnCall, Teacher, check_teachable
 from krill_tui.skills.text import parse_location
@@ -122,10 +123,11 @@ async def evolve(
         max_analysis_shallow=max_analysis_shallow,
     )
     if not failures or max_new_skills < 1:
-        bank.set_cycle(cycle)
-        return EvolveReport(
-            rates, failing, reason=_why_nothing_to_ask(rates, failing, threshold, max_new_skills)
-        )
+        reason = _why_nothing_to_ask(rates, failing, threshold, max_new_skills)
+        with bank.batch():
+            bank.set_cycle(cycle)
+            bank.decide(Decision(phase="evolve", cycle=cycle, failing=failing, reason=reason))
+        return EvolveReport(rates, failing, reason=reason)
     chosen = {trajectory.id for trajectory in failures}
     result = await teacher.evolve(
         failures,
@@ -137,7 +139,7 @@ async def evolve(
         on_call=on_call,
     )
     by_id = {trajectory.id: trajectory for trajectory in trajectories}
-    # One write for skills and cycle: a run that is killed here repeats the cycle or has all of it.
+    # One write for skills, cycle and what was decided: a run that is killed here repeats the cycle or has all of it.
     with bank.batch():
         accepted, refused = await admit(
             [_to_failing_tier(proposal, failing, by_id) for proposal in result.proposals],
@@ -148,16 +150,30 @@ async def evolve(
             max_new=max_new_skills,
         )
         bank.set_cycle(cycle)
-    return EvolveReport(
-        rates=rates,
-        failing=failing,
-        chosen=tuple(t.id for t in failures) if result.read is None else result.read,
-        prompt=result.prompt,
-        reply=result.reply,
-        accepted=tuple(accepted),
-        refused=tuple(refused),
-        reason="" if accepted else _why_nothing_accepted(result.error, len(refused)),
-    )
+        report = EvolveReport(
+            rates=rates,
+            failing=failing,
+            chosen=tuple(t.id for t in failures) if result.read is None else result.read,
+            prompt=result.prompt,
+            reply=result.reply,
+            accepted=tuple(accepted),
+            refused=tuple(refused),
+            reason="" if accepted else _why_nothing_accepted(result.error, len(refused)),
+        )
+        bank.decide(
+            Decision(
+                phase="evolve",
+                cycle=cycle,
+                failing=failing,
+                chosen=report.chosen,
+                prompt=report.prompt,
+                reply=report.reply,
+                accepted=tuple(skill.id for skill in accepted),
+                refused=tuple(RefusedProposal(proposal=r.proposal, reason=r.reason) for r in refused),
+                reason=report.reason,
+            )
+        )
+    return report
 
 
 def _judged(trajectories: Sequence[Trajectory]) -> list[Trajectory]:

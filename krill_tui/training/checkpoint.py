@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -15,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from krill_tui.errors import ModelError
+from krill_tui.io.checksums import MANIFEST, damage, write_manifest
+from krill_tui.io.files import sync_folder
 from krill_tui.io.json_text import loads_leniently
 from krill_tui.training.model import Adapter
 from krill_tui.training.trainer import Trainer
 
 FORMAT = 1
-MANIFEST = "manifest.json"
 _ADAPTERS: tuple[Adapter, ...] = ("policy", "reference")
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -29,21 +29,24 @@ def save_checkpoint(trainer: Trainer, directory: Path) -> None:
     """Write a checkpoint; an existing one of that name is replaced.
 
     `policy/` and `reference/` are ordinary PEFT folders; `optimizer.safetensors` holds AdamW's moments and the random
-    state; `manifest.json`, written last, the rest. Everything is written into a sibling folder that is then renamed.
+    state; `manifest.json`, written last, the rest and the checksums of all files. Everything is written into a sibling
+    folder that is then renamed, and the disk holds it when this returns.
     """
     directory.parent.mkdir(exist_ok=True)  # not its parents: a deleted run stays deleted
-    partial = directory.with_name(f".{directory.name}.partial")
+    # A killed run's worker may still be writing one of this name.
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for adapter in _ADAPTERS:
         _save_adapter(trainer, adapter, partial / adapter)
     save_file(_optimizer_tensors(trainer), partial / "optimizer.safetensors")
-    (partial / MANIFEST).write_text(json.dumps(_manifest(trainer), indent=2) + "\n", encoding="utf-8")
+    write_manifest(partial, _manifest(trainer))
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         os.replace(directory, old)
     os.replace(partial, directory)
+    sync_folder(directory.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -69,9 +72,11 @@ def load_checkpoint(trainer: Trainer, directory: Path) -> None:
     """Restore adapters, optimizer, random state and version into a trainer with the same base model.
 
     Raises:
-        ModelError: no complete checkpoint there, or one of another adapter shape or base model.
+        ModelError: no complete checkpoint there, one that was damaged, or one of another adapter shape or base model.
     """
     manifest = _read_manifest(directory)
+    if problems := damage(directory):
+        raise ModelError(f"the checkpoint {directory} cannot be read: {problems[0]}")
     expected = _manifest(trainer)
     for name in ("lora_rank", "lora_alpha", "parameters"):
         if manifest.get(name) != expected[name]:
