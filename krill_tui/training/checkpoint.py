@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -66,6 +67,11 @@ def _save_adapter(trainer: Trainer, adapter: Adapter, folder: Path) -> None:
     state = get_peft_model_state_dict(peft, adapter_name=adapter, save_embedding_layers=False)
     save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / _WEIGHTS)
     peft.peft_config[adapter].save_pretrained(str(folder))
+    # A set of names is written in an order that differs from process to process; equal checkpoints have equal files.
+    path = folder / "adapter_config.json"
+    written = json.loads(path.read_text(encoding="utf-8"))
+    ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in written.items()}
+    path.write_text(json.dumps(ordered, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def load_checkpoint(trainer: Trainer, directory: Path) -> None:
