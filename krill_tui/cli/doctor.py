@@ -16,8 +16,8 @@ import typer
 
 from krill_tui import paths
 from krill_tui.cli.options import Options, resolve_config
-from krill_tui.errors import KrillError
-from krill_tui.io.streams import show_json
+from krill_tui.errors import KrillError, UsageError
+from krill_tui.io.streams import show, show_json
 
 if TYPE_CHECKING:
     from krill_tui.config.schema import KrillConfig
@@ -30,9 +30,19 @@ PACKAGES = (
 
 def doctor(
     options: Options,
+    name: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="A run to look over, in place of the installation.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Restore what the journal of RUN holds; nothing is deleted.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Say what is installed, which games and models were found, and the resolved config."""
+    """Say what is installed, which games and models were found, and the resolved config; or whether RUN is whole."""
+    if name is not None:
+        raise typer.Exit(_look_over(name, repair=repair, as_json=as_json))
+    if repair:
+        raise UsageError("--repair needs the run to mend", hint="krill doctor RUN --repair")
     config = resolve_config(options)
     facts = collect_facts(config)
     if as_json:
@@ -45,6 +55,36 @@ def doctor(
         print_line(console, section, "bold")
         for name, value in _flat(values):
             print_line(console, f"  {name:32} {value}")
+
+
+def _look_over(run: str, *, repair: bool, as_json: bool) -> int:
+    """Print what is damaged in a run, mend it if asked, and return the exit code: 1 while something is damaged."""
+    from krill_tui.engine.checkup import check_run, facts_of
+    from krill_tui.engine.repair import repair_run
+    from krill_tui.engine.run_store import run_path
+
+    folder = run_path(run)
+    if not folder.is_dir():
+        raise UsageError(f"there is no run '{run}'", hint="krill runs lists them")
+    done = repair_run(folder) if repair else []
+    checkup = check_run(folder)
+    if as_json:
+        show_json({**facts_of(checkup), "repaired": done})
+        return 1 if checkup.damaged else 0
+    for line in done:
+        show(f"repaired: {line}")
+    for finding in checkup.findings:
+        kind = "damaged" if finding.damaged else "left over"
+        way_out = f" (--repair: {finding.repair})" if finding.repair else " (cannot be repaired)"
+        show(f"{kind}: {finding.file}: {finding.problem}{way_out}")
+    current = checkup.told.progress().get("checkpoint") or "none"
+    show(
+        f"{folder.name}: {len(checkup.events)} events, {len(checkup.kept)} episodes, {len(checkup.state.skills)} skills;"
+        f" checkpoint {current}; whole checkpoints: {', '.join(checkup.whole) or 'none'}"
+    )
+    if not checkup.findings:
+        show("nothing is damaged")
+    return 1 if checkup.damaged else 0
 
 
 COMMANDS: dict[str, Callable[..., None]] = {"doctor": doctor}

@@ -6,16 +6,19 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 
-from krill_tui.agent.rollout import EpisodeSpec
+from krill_tui.agent.collect import run_episodes
+from krill_tui.agent.rollout import EpisodeSpec, Rollout
 from krill_tui.config.schema import RlConfig
 from krill_tui.engine.build import TaskPlan
 from krill_tui.engine.context import RunContext, derive_seed, make_specs, play, sync_bank_events
 from krill_tui.engine.evaluate import first_error, success_rates
 from krill_tui.engine.phases import PhaseLog, say_refused, teacher_event
 from krill_tui.engine.trainer import Trainer
+from krill_tui.errors import DataError
 from krill_tui.events import schema as ev
 from krill_tui.models.base import Policy
 from krill_tui.models.worker_protocol import GrpoEpisode
+from krill_tui.skill import Skill
 from krill_tui.skills.decision import Decision
 from krill_tui.skills.evolve import evolve as evolve_bank
 from krill_tui.training.advantage import batch_advantages
@@ -30,6 +33,9 @@ async def reinforce(ctx: RunContext, plan: TaskPlan, trainer: Trainer) -> None:
     config = ctx.config.rl
     policy = await trainer.load_for_rl()
     done = trainer.rl_step
+    for name in ctx.tokens.names():
+        if _step_of(name) <= done:  # a kill came between the checkpoint and this
+            ctx.tokens.drop(name)
     log = PhaseLog(ctx, "rl", "Reinforcement learning (GRPO)", config.training_epochs, "steps", done=done)
     interval = ctx.config.evolution.validation_interval
     await validate_and_evolve(ctx, plan, policy, done if done % interval == 0 else done - done % interval)
@@ -71,9 +77,12 @@ async def grpo_step(
         temperature=ctx.config.policy.temperature,
         keep_tokens=name,
     )
-    sampled = time.perf_counter() - began
-    tokens = ctx.tokens.read(name) if owed or kept else {}
     played = {t.id: t for t in ctx.episodes.read("rl", prefix=f"rl-{step:04d}-")}
+    tokens = ctx.tokens.read(name) if owed or kept else {}
+    if gone := [s for s in specs if s.id in played and s.id not in tokens and played[s.id].tokens.policy]:
+        await sample_again(ctx, policy, gone, played, name)
+        tokens = ctx.tokens.read(name)
+    sampled = time.perf_counter() - began
     broken = ctx.episodes.broken("rl", prefix=f"rl-{step:04d}-")
     if broken:
         ctx.note(
@@ -101,6 +110,60 @@ async def grpo_step(
             else 0.0,
         }
     )
+
+
+async def sample_again(
+    ctx: RunContext,
+    policy: Policy,
+    specs: Sequence[EpisodeSpec],
+    played: Mapping[str, Trajectory],
+    name: str,
+) -> None:
+    """Tokens of finished episodes that are gone: weights, prompts and seeds of then give the same episodes once more.
+
+    Raises:
+        DataError: they do not, so the step cannot be what it was.
+    """
+    ctx.note(
+        f"step {name}: the tokens of {len(specs)} episodes are gone: they are sampled once more", "warning"
+    )
+    skills = {spec.task.id: played[spec.id] for spec in specs}
+
+    async def as_then(task: Task) -> tuple[tuple[Skill, ...], int]:
+        then = skills[task.id]
+        bank = ctx.bank.skills_at(then.bank_version)
+        if not then.skills or not all(id_ in bank for id_ in then.skills):
+            return await ctx.select_skills(task) if then.skills else ((), then.bank_version)
+        return tuple(bank[id_] for id_ in then.skills), then.bank_version
+
+    def finish(rollout: Rollout) -> None:
+        now, then = rollout.trajectory, played[rollout.trajectory.id]
+        same = now.system == then.system and [s.text for s in now.steps] == [s.text for s in then.steps]
+        if not same or rollout.tokens is None:
+            raise DataError(
+                f"the tokens of episode {then.id} are gone, and played again it was another one",
+                hint="begin a new run from this one with --fork NAME",
+            )
+        ctx.tokens.append(name, then.id, rollout.tokens)
+
+    await run_episodes(
+        specs,
+        ctx.source.open,
+        policy,
+        ctx.rollout_options(ctx.config.policy.temperature),
+        concurrency=ctx.config.env.concurrency,
+        emit=lambda event: None,
+        on_finished=finish,
+        select=as_then,
+        gate=ctx.gate,
+        patience=ctx.patience,
+    )
+
+
+def _step_of(name: str) -> int:
+    """`rl-3` -> 3; a name of another kind belongs to no step."""
+    number = name.removeprefix("rl-")
+    return int(number) if number.isdecimal() else 1 << 62
 
 
 def to_learn_from(

@@ -38,7 +38,7 @@ class TokenStore:
         Raises:
             DataError: a whole line is not what `append` writes; names the file and the line.
         """
-        return dict(read_lines(self._path(name), _parse, "the tokens of an episode"))
+        return dict(read_lines(self._path(name), parse_tokens, "the tokens of an episode"))
 
     def names(self) -> list[str]:
         """What there are files of."""
@@ -51,7 +51,7 @@ class TokenStore:
         return self._directory / f"{name}.jsonl"
 
 
-def _parse(line: bytes) -> tuple[str, EpisodeTokens]:
+def parse_tokens(line: bytes) -> tuple[str, EpisodeTokens]:
     found = json.loads(line)
     # A pair in files of earlier versions.
     episode, tokens = (found["episode"], found["tokens"]) if isinstance(found, dict) else found

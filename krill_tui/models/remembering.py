@@ -24,7 +24,7 @@ class RememberingChat:
         self._path = path
         self.name = chat.name
         self._known: defaultdict[str, deque[ChatReply]] = defaultdict(deque)
-        for key, reply in read_lines(path, _parse, "a teacher's reply"):
+        for key, reply in read_lines(path, parse_reply_line, "a teacher's reply"):
             self._known[key].append(reply)
 
     async def complete(
@@ -59,7 +59,7 @@ def _key(name: str, messages: Sequence[Message], temperature: float | None) -> s
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parse(line: bytes) -> tuple[str, ChatReply]:
+def parse_reply_line(line: bytes) -> tuple[str, ChatReply]:
     entry = json.loads(line)
     usage = ChatUsage(entry["prompt_tokens"], entry["completion_tokens"])
     # Files of earlier versions hold the text alone.
