@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from krill_tui.config.identity import differences, fixed_fields, listed
 from krill_tui.engine.episodes import line_digest
-from krill_tui.engine.recovery import Told, bank_problem, progress_problem
+from krill_tui.engine.recovery import Told, bank_problem, episodes_of, progress_problem
 from krill_tui.engine.run_store import has_writer, stored_config
 from krill_tui.engine.state import RunState
 from krill_tui.engine.tokens import parse_tokens
@@ -190,7 +190,12 @@ def _check_episodes(checkup: Checkup) -> None:
     path = checkup.folder / file
     found: set[str] = set()
     bad: list[str] = []
-    for line in whole_lines(path):
+    try:
+        lines = list(whole_lines(path))
+    except DataError as error:
+        lines = []
+        bad.append(error.message)
+    for line in lines:
         try:
             trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
         except DataError as error:
@@ -209,9 +214,20 @@ def _check_episodes(checkup: Checkup) -> None:
         filter(None, [*bad[:1], f"{len(bad) - 1} more bad lines" if len(bad) > 1 else "", lost])
     )
     if problem:
-        checkup.add(file, problem, "written again with what the journal says")
+        repair = (
+            "written again with what the journal says" if bad or any(True for _ in remade(checkup)) else ""
+        )
+        checkup.add(file, problem, repair)
     if path.is_file():
         _torn_tail(checkup, file)
+
+
+def remade(checkup: Checkup) -> Iterator[tuple[bytes, bool]]:
+    """Lines of the lost episodes that the journal holds whole, and whether it says that they are exactly those."""
+    for trajectory, finished in episodes_of(iter(checkup.events), checkup.lost):
+        line = trajectory.model_dump_json().encode()
+        if finished.digest in ("", line_digest(line)):
+            yield line, bool(finished.digest)
 
 
 def _check_progress(checkup: Checkup) -> None:

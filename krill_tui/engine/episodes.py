@@ -27,11 +27,15 @@ class EpisodeFile:
         self._broken: dict[str, Trajectory] = {}
         self._tasks: dict[str, str] = {}
         self._file = JsonLines(path)
-        for line in whole_lines(path):
-            trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
-            self._note(trajectory, line.offset)
-            if on_read:
-                on_read(trajectory, line)
+        try:
+            for line in whole_lines(path):
+                trajectory = parsed(line, path, Trajectory.model_validate_json, "a trajectory")
+                self._note(trajectory, line.offset)
+                if on_read:
+                    on_read(trajectory, line)
+        except BaseException:
+            self._file.close(sync=False)
+            raise
 
     def __contains__(self, episode: object) -> bool:
         return episode in self._offsets

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from krill_tui.engine.checkup import Checkup, check_run, newest_whole
-from krill_tui.engine.recovery import bank_changes, episodes_of
+from krill_tui.engine.checkup import Checkup, check_run, newest_whole, remade
+from krill_tui.engine.recovery import bank_changes
 from krill_tui.engine.report import write_report
 from krill_tui.engine.run_store import RunStore
 from krill_tui.errors import KrillError, StorageError
@@ -48,7 +48,8 @@ def repair_run(folder: Path) -> list[str]:
 
 def _repair(folder: Path) -> list[str]:
     checkup = check_run(folder)
-    files = {finding.file: finding for finding in checkup.findings}
+    # Of two findings about a file the damage counts.
+    files = {f.file: f for f in sorted(checkup.findings, key=lambda f: f.damaged)}
     done = [f"{f.file}: {f.problem}: {f.repair}" for f in checkup.findings if f.repair]
     notes: list[ev.BaseEvent] = []
     if checkup.broken_lines:
@@ -116,9 +117,9 @@ def _restore_episodes(folder: Path, checkup: Checkup) -> list[ev.BaseEvent]:
     path = folder / "trajectories.jsonl"
     lines = [line.data for line in checkup.kept]
     inexact = 0
-    for trajectory, finished in episodes_of(iter(checkup.events), checkup.lost):
-        lines.append(trajectory.model_dump_json().encode())
-        inexact += not finished.digest
+    for line, exact in remade(checkup):
+        lines.append(line)
+        inexact += not exact
     set_aside(path)
     _write_lines(path, lines)
     if not inexact:

@@ -25,10 +25,14 @@ class Journal:
         self.path = path
         self.last_seq = 0
         self._file = JsonLines(path, exclusive=True, checked=True)
-        for event in read_journal(path):
-            self.last_seq = event.seq
-            if on_read:
-                on_read(event)
+        try:
+            for event in read_journal(path):
+                self.last_seq = event.seq
+                if on_read:
+                    on_read(event)
+        except BaseException:
+            self._file.close(sync=False)  # or it would stay locked
+            raise
 
     def append(self, event: BaseEvent) -> None:
         """Write one line, whole: the kernel holds it even if this process is killed.
