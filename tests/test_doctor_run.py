@@ -88,7 +88,8 @@ def test_what_the_journal_holds_is_restored(
         assert sorted(kept.read_bytes().splitlines()) == sorted(before.splitlines())
     if damage in (_zeroed, _replaced):
         assert kept.with_name(f"{file}.damaged").exists(), "set aside, not deleted"
-    again = ["collect", "--policy", "expert", "--episodes", "8", "--output", "x.json", "--run", "r"]
+    out = str(kept.with_name("exported.json"))
+    again = ["collect", "--policy", "expert", "--episodes", "8", "--output", out, "--run", "r"]
     assert run([*again, "--display", "none"]) == 0, capfd.readouterr().err
 
 
@@ -99,7 +100,8 @@ def test_a_line_of_the_journal_that_was_changed_is_noticed_and_the_rest_kept(
     lines = journal.read_bytes().splitlines(keepends=True)
     lines[5] = lines[5].replace(b'"', b"'", 3)
     journal.write_bytes(b"".join(lines))
-    assert run(["collect", "--run", "r", "--policy", "expert", "--display", "none"]) == 2
+    again = ["collect", "--run", "r", "--policy", "expert", "--display", "none"]
+    assert run([*again, "--output", str(whole / "exported.json")]) == 2
     assert "line 6" in capfd.readouterr().err
     code, out, _ = doctor(capfd)
     assert code == 1 and "line 6" in out
