@@ -20,7 +20,7 @@ from krill_tui.cli import ablate, doctor, facts, panel, play, runs, serve, skill
 from krill_tui.cli.options import with_options
 from krill_tui.errors import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_FAILURE, EXIT_USAGE
 from krill_tui.io.explain import explained, leaves, needs_log, was_stopped, write_crash_log
-from krill_tui.io.secrets import masked
+from krill_tui.io.secrets import masked, register_environment
 from krill_tui.io.streams import finish_streams, say
 from krill_tui.io.text import one_line
 
@@ -56,6 +56,7 @@ for _group, _help, _commands in (
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; whatever goes wrong is one line on standard error."""
+    register_environment(os.environ)
     try:
         code = get_command(app).main(args=list(arguments), prog_name="krill", standalone_mode=False)
         sys.stdout.flush()

@@ -17,6 +17,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from krill_tui.io.secrets import is_secret_name
+
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
@@ -83,17 +85,6 @@ _NEEDED_PREFIXES = (
 _NETWORK = frozenset(
     name for word in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY") for name in (word, word.lower())
 )
-_SECRET_WORDS = (
-    "TOKEN",
-    "SECRET",
-    "PASSWORD",
-    "PASSWD",
-    "API_KEY",
-    "APIKEY",
-    "CREDENTIAL",
-    "ACCESS_KEY",
-    "AUTH",
-)
 _HUB_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"})
 
 
@@ -130,9 +121,8 @@ def child_environment(
 def _is_needed(name: str, *, downloads: bool) -> bool:
     if downloads and (name in _HUB_TOKENS or name in _NETWORK):
         return True
-    upper = name.upper()
-    if name in _HUB_TOKENS or any(word in upper for word in _SECRET_WORDS):
-        return upper.startswith("TOKENIZERS_")
+    if name in _HUB_TOKENS or is_secret_name(name):
+        return False
     return name in _NEEDED or name.startswith(_NEEDED_PREFIXES)
 
 

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from urllib.parse import unquote
 
 MASK = "[hidden]"
 _SHORTEST = 6
 """Shorter values are not masked: they would be found in ordinary words."""
+
+_SECRET_WORDS = (
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "API_KEY",
+    "APIKEY",
+    "CREDENTIAL",
+    "ACCESS_KEY",
+    "AUTH",
+)
 
 _known: set[str] = set()
 
@@ -31,6 +44,21 @@ def register(*secrets: str) -> None:
 def is_secret(key: str) -> bool:
     """False for what people set where a server takes any key ("ollama", "lm-studio"): it stands in other texts too."""
     return len(key) >= 12 or any(c.isdigit() for c in key)
+
+
+def register_environment(environ: Mapping[str, str]) -> None:
+    """Remember what stands in variables whose names say that it is secret, and the passwords of addresses in any."""
+    for name, value in environ.items():
+        if is_secret_name(name):
+            register(value)
+        elif "://" in value:
+            register(*url_secrets(value))
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name holds a key, a token or a password."""
+    upper = name.upper()
+    return any(word in upper for word in _SECRET_WORDS) and not upper.startswith("TOKENIZERS_")
 
 
 def masked(text: str) -> str:

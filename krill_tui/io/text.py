@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from krill_tui.io.secrets import masked
+
 # Controls, line and paragraph separators, lone surrogates, bidi embeddings, overrides and isolates, zero-width
 # blanks, and the invisible tags of U+E0000 that can hide a sentence. Joiners stay: emoji and scripts need them.
 _UNSTORED = re.compile(
@@ -64,9 +66,10 @@ def cut_middle(text: str, limit: int) -> str:
 def plain(text: str, *, limit: int = 200_000) -> str:
     """`text` without escape sequences, control and invisible characters; line ends become `\\n`, tabs spaces.
 
-    What remains is at most `limit` characters long, a cut being marked with an ellipsis.
+    Known secrets and those of addresses are masked. What remains is at most `limit` characters long, a cut being marked
+    with an ellipsis.
     """
-    cut = text[: limit + 1]
+    cut = masked(text)[: limit + 1]
     if cut.isascii() and cut.isprintable():
         return _shortened(cut, limit)
     cut = _LINE_ENDS.sub("\n", _ESCAPE.sub("", cut)).expandtabs(4)
